@@ -1,0 +1,1 @@
+"""One script and one dated result file per figure we claim."""

@@ -1,0 +1,1 @@
+"""The ``fovea`` command: thin, on top of everything. Nothing imports it."""

@@ -1,0 +1,52 @@
+"""Configuration of ``collect``. Imports no torch."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from model.config import Section
+
+Family = Literal["transcribe", "read", "count", "maximum", "locate"]
+
+
+class DigitsConfig(Section):
+    """The embedded corpus: scikit-learn's handwritten digits on canvases."""
+
+    seed: int = Field(0, ge=0)
+    canvas: int = Field(56, ge=16, le=4096)
+    """Side of the square canvas in pixels."""
+    wide_share: float = Field(0.0, ge=0, le=1)
+    """Share of canvases that are two tiles wide."""
+    digits: tuple[int, int] = (1, 4)
+    """Fewest and most digits on a canvas."""
+    scale: tuple[float, float] = (1.5, 2.5)
+    """Smallest and largest magnification of the 8 x 8 glyphs."""
+    transcriptions: int = Field(ge=1)
+    """Training rows of the family ``transcribe``."""
+    questions: int = Field(ge=1)
+    """Training rows of each of the four question families."""
+    heldout: int = Field(250, ge=1)
+    """Held-out rows of each family."""
+    heldout_glyph_share: float = Field(0.2, gt=0, lt=1)
+    """Share of the glyphs that occur in held-out rows only."""
+
+
+class CollectConfig(Section):
+    """Where the rows come from, and the tokenizer trained on them."""
+
+    digits: DigitsConfig | None = None
+    """Build the embedded corpus."""
+    dataset: Path | None = None
+    """Or take an existing dataset (docs/data.md): a directory with ``train`` and ``heldout``."""
+    tokenizer: Path | None = None
+    """Take this tokenizer instead of training one."""
+    vocabulary: int = Field(512, ge=300)
+    """Size of the byte-level BPE trained on the corpus."""
+    shards: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "CollectConfig":
+        if (self.digits is None) == (self.dataset is None):
+            raise ValueError("give exactly one of digits and dataset")
+        return self

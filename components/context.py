@@ -1,0 +1,93 @@
+"""What a step is given beside its paths and its configuration, and what it gives back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+# progress(label, done, total): cheap to call often; the runner decides what to show.
+ProgressFunction = Callable[[str, int, int], None]
+
+
+def no_progress(label: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """One version in the model registry.
+
+    ``storage_uri`` is the published directory; ``model_sha256`` its payload hash.
+    """
+
+    name: str
+    version: int
+    storage_uri: str
+    model_sha256: str
+    aliases: tuple[str, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class Registry(Protocol):
+    """The model registry as the steps see it (components/tracking.py implements it on MLflow)."""
+
+    def by_alias(self, name: str, alias: str) -> RegisteredModel | None:
+        """The version that holds ``alias``, or None."""
+
+    def by_sha256(self, name: str, model_sha256: str) -> RegisteredModel | None:
+        """The version registered for this payload, or None."""
+
+    def register(self, name: str, storage_uri: str, model_sha256: str, tags: dict[str, str]) -> RegisteredModel:
+        """Make a new version."""
+
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Point ``alias`` at ``version``."""
+
+
+@dataclass
+class StepContext:
+    """The surroundings of a running step.
+
+    Attributes:
+        state_dir: survives a kill; the same step run again finds what it left here.
+        progress: progress reporter.
+        registry: the model registry; None for steps that may not see it (all but gate, register, deploy).
+    """
+
+    state_dir: Path
+    progress: ProgressFunction = no_progress
+    registry: Registry | None = None
+
+
+@dataclass
+class FamilyScore:
+    """Held-out score of one task family, with its 95 % bootstrap interval and its two baselines.
+
+    ``constant`` is the score of the best constant answer, ``swapped`` the model's score with images swapped
+    between rows (None where it was not measured), ``unparsed`` the number of answers that could not be parsed.
+    """
+
+    score: float
+    low: float
+    high: float
+    n: int
+    constant: float
+    swapped: float | None = None
+    unparsed: int = 0
+
+
+@dataclass
+class StepResult:
+    """What a step reports: it is written to lineage.json and MLflow, never into the payload.
+
+    Attributes:
+        numbers: flat metrics (tokens, loss, rows, ...).
+        history: one record per logged optimiser step, each with a ``step`` key.
+        heldout: score per task family.
+        values: small non-numeric outputs (the verdict's ``passed``, a registry version, ...).
+    """
+
+    numbers: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    heldout: dict[str, FamilyScore] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)

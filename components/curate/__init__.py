@@ -1,0 +1,1 @@
+"""Check, deduplicate and decontaminate rows; split them by stage."""

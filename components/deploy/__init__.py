@@ -1,0 +1,1 @@
+"""Render what serves the champion: three processes on a laptop, three InferenceServices on a cluster."""

@@ -1,0 +1,1 @@
+"""Answer every held-out row, keep the raw answers, score them."""

@@ -1,0 +1,21 @@
+"""Configuration of ``evaluate``. Imports no torch."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from model.config import Section
+
+
+class EvaluateConfig(Section):
+    """How answers are generated and how intervals are drawn."""
+
+    batch_size: int = Field(64, gt=0)
+    max_new_tokens: int = Field(32, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: int = Field(2, gt=0)
+    swapped: bool = True
+    """Also answer with images swapped between rows."""
+    bootstrap: int = Field(2000, ge=100)
+    """Resamples of a bootstrap interval."""
+    seed: int = Field(0, ge=0)

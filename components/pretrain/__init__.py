@@ -1,0 +1,1 @@
+"""Native pre-training: all parameters, next-token loss."""

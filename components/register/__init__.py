@@ -1,0 +1,1 @@
+"""Make a registry version of the model."""

@@ -1,0 +1,1 @@
+"""The dataset contract: row schema, shard reader and writer, artifact identity, chat rendering."""

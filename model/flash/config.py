@@ -1,0 +1,81 @@
+"""Configuration of the InternVL3.5 network. Imports no torch."""
+
+from pydantic import Field, model_validator
+
+from model.config import Section
+
+ENGLISH_SYSTEM_PROMPT = "You answer questions about images."
+
+
+class VisionConfig(Section):
+    """InternViT (reference: InternVL3.5, section 2.1; the defaults are InternViT-300M)."""
+
+    hidden_size: int = Field(1024, gt=0)
+    num_hidden_layers: int = Field(24, gt=0)
+    num_attention_heads: int = Field(16, gt=0)
+    intermediate_size: int = Field(4096, gt=0)
+    image_size: int = Field(448, gt=0)
+    """Side of a tile in pixels."""
+    patch_size: int = Field(14, gt=0)
+    norm_type: str = Field("layer_norm", pattern="^(layer_norm|rms_norm)$")
+    use_qk_norm: bool = False
+    attention_bias: bool = True
+    layer_scale_init_value: float = Field(0.1, gt=0)
+    drop_path_rate: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth in training, linear over the layers."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "VisionConfig":
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError("hidden_size must be a multiple of num_attention_heads")
+        if self.image_size % self.patch_size:
+            raise ValueError("image_size must be a multiple of patch_size")
+        return self
+
+
+class LanguageConfig(Section):
+    """A causal language model of transformers (the defaults are Qwen3-0.6B)."""
+
+    model_type: str = "qwen3"
+    hidden_size: int = Field(1024, gt=0)
+    num_hidden_layers: int = Field(28, gt=0)
+    num_attention_heads: int = Field(16, gt=0)
+    num_key_value_heads: int = Field(8, gt=0)
+    head_dim: int = Field(128, gt=0)
+    intermediate_size: int = Field(3072, gt=0)
+    max_position_embeddings: int = Field(40960, gt=0)
+    rope_theta: float = Field(1e6, gt=0)
+    tie_word_embeddings: bool = True
+    extra: dict[str, int | float | bool | str] = Field(default_factory=dict)
+    """Further keys of the transformers configuration (experts of a mixture, ...)."""
+
+
+class ModelConfig(Section):
+    """ViT, pixel unshuffle, projector, language model, tiling."""
+
+    vision: VisionConfig = VisionConfig()
+    language: LanguageConfig = LanguageConfig()
+    vision_checkpoint: str | None = None
+    """Local directory of a pretrained vision tower; random weights when None."""
+    language_checkpoint: str | None = None
+    """Local directory of a pretrained language model; random weights when None."""
+    downsample_ratio: float = Field(0.5, gt=0, le=1)
+    """Pixel unshuffle keeps this share of each side of the patch grid."""
+    min_tiles: int = Field(1, ge=1)
+    max_tiles: int = Field(12, ge=1)
+    use_thumbnail: bool = True
+    system_prompt: str = ENGLISH_SYSTEM_PROMPT
+
+    @property
+    def rows_per_tile(self) -> int:
+        """Visual tokens of one tile: (image_size / patch_size * downsample_ratio) ** 2."""
+        return int(self.vision.image_size // self.vision.patch_size * self.downsample_ratio) ** 2
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        if self.min_tiles > self.max_tiles:
+            raise ValueError("min_tiles must not exceed max_tiles")
+        grid = self.vision.image_size // self.vision.patch_size
+        if not (grid * self.downsample_ratio).is_integer():
+            raise ValueError("the patch grid must be divisible by 1 / downsample_ratio")
+        return self

@@ -1,0 +1,1 @@
+"""One pure function per training objective. Nothing here knows about models, files or devices."""

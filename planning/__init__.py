@@ -1,0 +1,1 @@
+"""Sizing, throughput and cost: pure Python, imports none of the other rooms."""

@@ -1,0 +1,1 @@
+"""Answer checkers, benchmark metrics and intervals: pure Python, imports none of the other rooms."""
