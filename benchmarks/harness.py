@@ -1,0 +1,114 @@
+"""What every benchmark shares: timing in rounds, and one result format (DESIGN, "Benchmark").
+
+``ratio`` above 1 means that we are better than the peer. ``--json`` prints the result as one last line, ``--write``
+stores it as ``benchmarks/results/<name>-<date>.json``.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from model.data.artifact import write_atomic
+
+RESULTS = Path(__file__).parent / "results"
+REPOSITORY = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Spread:
+    """All measured values of both sides, in the order they were taken, in the result's unit."""
+
+    ours: list[float]
+    peer: list[float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One figure. ``ours`` and ``peer`` are medians; ``aim`` is the least ratio we want to see."""
+
+    name: str
+    unit: str
+    ours: float
+    peer: float
+    ratio: float
+    spread: Spread
+    aim: float
+    hardware: str
+    commit: str
+    date: str
+    command: str
+
+
+def hardware() -> str:
+    """Processor, core count and memory of this machine, and its GPU if the driver names one."""
+    cpu = platform.processor() or platform.machine()
+    gib = 0.0
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            cpu = line.split(":", 1)[1].strip()
+            break
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            gib = int(line.split()[1]) / (1 << 20)
+    cores = sum(line.startswith("processor") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    return f"{cpu}, {cores} cores, {gib:.0f} GiB"
+
+
+def commit() -> str:
+    """The commit of this checkout, with ``+`` when tracked files differ from it; ``unknown`` outside git."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if head.returncode:
+        return "unknown"
+    query = ["git", "status", "--porcelain", "--untracked-files=no"]
+    changed = subprocess.run(query, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def result(name: str, unit: str, ours: list[float], peer: list[float], *, ratio: float, aim: float) -> Result:
+    """Assemble a result from all measured values and the ratio the benchmark defines."""
+    return Result(
+        name=name,
+        unit=unit,
+        ours=round(statistics.median(ours), 4),
+        peer=round(statistics.median(peer), 4),
+        ratio=round(ratio, 4),
+        spread=Spread([round(value, 4) for value in ours], [round(value, 4) for value in peer]),
+        aim=aim,
+        hardware=hardware(),
+        commit=commit(),
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        command=f"python -m benchmarks.{name} {shlex.join(sys.argv[1:])}".strip(),
+    )
+
+
+def arguments(description: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """The three flags every benchmark has: ``quick``, ``json``, ``write``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="about a minute of measuring")
+    parser.add_argument("--json", action="store_true", help="print the result as one last line of JSON")
+    parser.add_argument("--write", action="store_true", help="store the result under benchmarks/results/")
+    return parser.parse_args(argv)
+
+
+def report(measured: Result, options: argparse.Namespace, results: Path = RESULTS) -> None:
+    """Print the table; then, as asked, store the result and print its JSON line."""
+    low_ours, high_ours = min(measured.spread.ours), max(measured.spread.ours)
+    low_peer, high_peer = min(measured.spread.peer), max(measured.spread.peer)
+    print(f"{measured.name} ({measured.unit}), {measured.hardware}, commit {measured.commit[:12]}")
+    print(f"  ours   {measured.ours:10.3f}   {low_ours:.3f} to {high_ours:.3f}")
+    print(f"  peer   {measured.peer:10.3f}   {low_peer:.3f} to {high_peer:.3f}")
+    print(f"  ratio  {measured.ratio:10.3f}   aim {measured.aim}")
+    if options.write:
+        path = results / f"{measured.name}-{measured.date}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps(asdict(measured), indent=2) + "\n").encode())
+        print(f"  stored in {path}")
+    if options.json:
+        print(json.dumps(asdict(measured)))
