@@ -63,7 +63,6 @@ class ModelConfig(Section):
     """Pixel unshuffle keeps this share of each side of the patch grid."""
     min_tiles: int = Field(1, ge=1)
     max_tiles: int = Field(12, ge=1)
-    use_thumbnail: bool = True
     system_prompt: str = ENGLISH_SYSTEM_PROMPT
 
     @property

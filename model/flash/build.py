@@ -1,0 +1,120 @@
+"""Make a new network from its typed configuration."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, InternVLConfig, InternVLVisionModel, PreTrainedModel
+
+from model.data.chat import IMG_CONTEXT, TURN_END
+from model.data.errors import InputError
+from model.flash.config import ModelConfig
+from model.flash.drop_path import add_drop_path
+from model.flash.images import Tiling
+from model.flash.network import FlashModel
+from model.flash.processor import FlashProcessor
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """Read ``tokenizer.json`` of a directory.
+
+    Raises:
+        InputError: missing or broken.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise InputError(f"{path}: not a tokenizer: {error}") from error
+
+
+def transformers_config(config: ModelConfig, tokenizer: Tokenizer) -> InternVLConfig:
+    """The configuration of ``InternVLForConditionalGeneration`` for ours."""
+    vision = config.vision.model_dump(exclude={"drop_path_rate"})
+    # Published checkpoints take the last hidden state as it is: no final norm.
+    vision |= {"model_type": "internvl_vision", "use_mean_pooling": True}
+    language = config.language.model_dump(exclude={"extra", "rope_theta"}) | dict(config.language.extra)
+    language |= {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.language.rope_theta},
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.token_to_id(TURN_END),
+        "pad_token_id": None,
+    }
+    model_type = language.pop("model_type")
+    return InternVLConfig(
+        vision_config=vision,
+        text_config=AutoConfig.for_model(model_type, **language).to_dict(),
+        image_token_id=tokenizer.token_to_id(IMG_CONTEXT),
+        image_seq_length=config.rows_per_tile,
+        downsample_ratio=config.downsample_ratio,
+        tie_word_embeddings=config.language.tie_word_embeddings,
+    )
+
+
+def build_model(config: ModelConfig, tokenizer: Tokenizer, *, seed: int) -> tuple[FlashModel, FlashProcessor]:
+    """A network and its processor: random weights drawn from ``seed``, or pretrained halves where given.
+
+    Raises:
+        InputError: a pretrained half is asked for that is not on this machine, or is of another shape.
+    """
+    processor = processor_for(config, tokenizer)
+    torch.manual_seed(seed)
+    model = FlashModel(transformers_config(config, tokenizer), processor.tiling)
+    initialise_positions(model)
+    if config.vision_checkpoint is not None:
+        pretrained = _pretrained(InternVLVisionModel, "model.vision_checkpoint", config.vision_checkpoint)
+        _load_half(model.vision_tower, pretrained, config.vision_checkpoint)
+    if config.language_checkpoint is not None:
+        pretrained = _pretrained(AutoModelForCausalLM, "model.language_checkpoint", config.language_checkpoint)
+        _resize_vocabulary(pretrained, model.config.text_config.vocab_size)
+        _load_half(model.language_model, pretrained, config.language_checkpoint)
+    add_drop_path(model.vision_tower, config.vision.drop_path_rate)
+    return model, processor
+
+
+def _pretrained(model_class: type, key: str, directory: str) -> PreTrainedModel:
+    if not (Path(directory) / "config.json").is_file():
+        fetch = f"hf download OWNER/NAME --local-dir {directory}"
+        raise InputError(f"{key}: no model at {Path(directory).resolve()}; fetch it with: {fetch}")
+    try:
+        return model_class.from_pretrained(directory, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{key}: {directory}: {str(error).splitlines()[0]}") from error
+
+
+def _resize_vocabulary(model: PreTrainedModel, vocabulary: int) -> None:
+    """Fit the embeddings to the tokenizer; new rows start at the mean of the old ones."""
+    old = model.get_input_embeddings().num_embeddings
+    if vocabulary == old:
+        return
+    model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if vocabulary > old:
+            with torch.no_grad():
+                layer.weight[old:] = layer.weight[:old].mean(0)
+
+
+def _load_half(half: nn.Module, pretrained: PreTrainedModel, directory: str) -> None:
+    try:
+        half.load_state_dict(pretrained.state_dict())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise InputError(f"{directory}: does not have the shape that the profile states: {reason}") from error
+
+
+def processor_for(config: ModelConfig, tokenizer: Tokenizer) -> FlashProcessor:
+    """The processor of a network of this configuration."""
+    tiling = Tiling(config.vision.image_size, config.min_tiles, config.max_tiles)
+    return FlashProcessor(tokenizer, tiling, config.rows_per_tile, config.system_prompt)
+
+
+def initialise_positions(model: FlashModel) -> None:
+    """Draw position and class embeddings: transformers leaves them at zero, which only suits loading weights."""
+    embeddings = model.vision_tower.embeddings
+    for parameter in (embeddings.position_embeddings, embeddings.cls_token):
+        if parameter is not None:
+            torch.nn.init.normal_(parameter, std=0.02)

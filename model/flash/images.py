@@ -1,0 +1,135 @@
+"""Images to tiles: safe decoding and dynamic high-resolution tiling. Imports no torch.
+
+Source: InternVL3.5 (arXiv 2508.18265), section 2.1; the tie rule follows the released preprocessing code.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from model.data.errors import InputError
+
+MAX_IMAGE_BYTES = 20_000_000
+MAX_IMAGE_PIXELS = 40_000_000
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How an image becomes tiles.
+
+    Attributes:
+        tile: side of a tile in pixels.
+        min_tiles, max_tiles: bounds of the grid, the thumbnail not counted.
+        use_thumbnail: append the whole image as a last tile when the grid has more than one.
+    """
+
+    tile: int = 448
+    min_tiles: int = 1
+    max_tiles: int = 12
+    use_thumbnail: bool = True
+
+    def shared_by(self, images: int) -> "Tiling":
+        """The tiling of one of ``images`` images in a sample: they share the budget of tiles."""
+        most = max(1, self.max_tiles // max(1, images))
+        return Tiling(self.tile, min(self.min_tiles, most), most, self.use_thumbnail)
+
+
+def read_image(data: bytes, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """Decode an encoded image to RGB, upright.
+
+    The header is checked before a pixel is decoded. EXIF rotation is applied, CMYK and palettes are converted,
+    transparency is laid on white.
+
+    Raises:
+        InputError: empty, too large, of an unknown format, animated, or broken.
+    """
+    if not data:
+        raise InputError("image is empty (0 bytes)")
+    if len(data) > max_bytes:
+        raise InputError(f"image has {len(data)} bytes; the limit is {max_bytes}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise InputError(f"image is {width} x {height} pixels; the limit is {max_pixels} pixels in all")
+            if getattr(image, "n_frames", 1) > 1:
+                raise InputError(f"image is animated ({image.n_frames} frames)")
+            image.load()
+            image = ImageOps.exif_transpose(image)
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError) as error:
+        raise InputError(f"image cannot be decoded: {error}") from error
+    return _to_rgb(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+@lru_cache(maxsize=64)
+def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
+    grids = {
+        (columns, rows)
+        for columns in range(1, max_tiles + 1)
+        for rows in range(1, max_tiles // columns + 1)
+        if min_tiles <= columns * rows
+    }
+    return tuple(sorted(grids, key=lambda grid: (grid[0] * grid[1], *grid)))
+
+
+def choose_grid(width: int, height: int, tiling: Tiling) -> tuple[int, int]:
+    """Columns and rows of the grid whose aspect ratio is nearest to the image's.
+
+    Among grids of the same ratio the larger one wins while the image covers more than half of its area.
+    """
+    ratio, area = width / height, width * height
+    best, best_distance = (1, 1), float("inf")
+    for columns, rows in _grids(tiling.min_tiles, tiling.max_tiles):
+        distance = abs(ratio - columns / rows)
+        large_enough = area > 0.5 * tiling.tile**2 * columns * rows
+        if distance < best_distance or (distance == best_distance and large_enough):
+            best, best_distance = (columns, rows), distance
+    return best
+
+
+def count_tiles(width: int, height: int, tiling: Tiling) -> int:
+    """Tiles of an image of this size, the thumbnail included."""
+    columns, rows = choose_grid(width, height, tiling)
+    return columns * rows + int(tiling.use_thumbnail and columns * rows > 1)
+
+
+def tile_image(image: Image.Image, tiling: Tiling) -> np.ndarray:
+    """Cut an RGB image into tiles, row-major, the thumbnail last.
+
+    Returns:
+        uint8 array [N, tile, tile, 3].
+    """
+    side = tiling.tile
+    columns, rows = choose_grid(image.width, image.height, tiling)
+    canvas = np.asarray(image.resize((side * columns, side * rows), Image.Resampling.BICUBIC))
+    tiles = canvas.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(rows * columns, side, side, 3)
+    if tiling.use_thumbnail and len(tiles) > 1:
+        thumbnail = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+        tiles = np.concatenate([tiles, thumbnail[None]])
+    return np.ascontiguousarray(tiles)
+
+
+def reencode_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """The image after a trip through JPEG at ``quality`` (augmentation of InternVL3.5, section 2.2)."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")

@@ -1,0 +1,182 @@
+"""The InternVL3.5 network, assembled from transformers' vision model and any transformers causal LM.
+
+Source: InternVL3.5 (arXiv 2508.18265), section 2.1. Parameter names are those of the published Hugging Face
+checkpoints: ``vision_tower.*``, ``multi_modal_projector.*``, ``language_model.model.*``, ``language_model.lm_head.*``.
+Shape suffixes: B batch, T tokens, D hidden, N tiles, P patches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, InternVLConfig, InternVLVisionModel, PreTrainedModel
+from transformers.activations import ACT2FN
+
+from model.flash.images import Tiling, choose_grid, read_image, tile_image
+from model.flash.processor import IMAGENET_MEAN, IMAGENET_STD
+
+
+def pixel_unshuffle(x_NHWD: Tensor, ratio: float) -> Tensor:
+    """Trade resolution for channels: [N, H, W, D] to [N, H * ratio, W * ratio, D / ratio**2].
+
+    Every output vector is the row-major gather of its k x k neighbourhood, k = 1 / ratio.
+    """
+    n, height, width, depth = x_NHWD.shape
+    k = round(1 / ratio)
+    x = x_NHWD.reshape(n, height // k, k, width // k, k, depth)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(n, height // k, width // k, k * k * depth)
+
+
+def normalise(tiles_NSSC: Tensor) -> Tensor:
+    """uint8 tiles [N, S, S, 3] to float pixel values [N, 3, S, S], ImageNet mean and deviation."""
+    mean = torch.tensor(IMAGENET_MEAN, device=tiles_NSSC.device)
+    std = torch.tensor(IMAGENET_STD, device=tiles_NSSC.device)
+    return ((tiles_NSSC.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+class Projector(nn.Module):
+    """LayerNorm, Linear, GELU, Linear: from unshuffled ViT features to language embeddings."""
+
+    def __init__(self, config: InternVLConfig) -> None:
+        super().__init__()
+        width = config.vision_config.hidden_size * round(1 / config.downsample_ratio) ** 2
+        hidden = config.text_config.hidden_size
+        self.layer_norm = nn.LayerNorm(width)
+        self.linear_1 = nn.Linear(width, hidden)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = nn.Linear(hidden, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] to [..., hidden]."""
+        return self.linear_2(self.act(self.linear_1(self.layer_norm(x))))
+
+
+@dataclass
+class ImageFeatures:
+    """What the language half needs of one image.
+
+    Attributes:
+        features: [rows, D] in the model's dtype.
+        rows_per_tile: rows of each tile, thumbnail last; their sum is ``rows``.
+        grid: (columns, rows) of the tile grid, the thumbnail not counted.
+        weights_version: of the vision half that made them.
+        key: content address (weights, tiling and image bytes); equal keys mean equal features.
+    """
+
+    features: Tensor
+    rows_per_tile: list[int]
+    grid: tuple[int, int]
+    weights_version: str
+    key: str
+
+
+class FlashModel(nn.Module):
+    """ViT, pixel unshuffle, projector and language model; either half may be absent.
+
+    Args:
+        config: transformers' configuration of the whole.
+        tiling: how images become tiles.
+        part: which half to build.
+    """
+
+    def __init__(self, config: InternVLConfig, tiling: Tiling, part: str = "all", weights_version: str = "") -> None:
+        super().__init__()
+        self.config = config
+        self.tiling = tiling
+        self.weights_version = weights_version
+        self.vision_tower: nn.Module | None = None
+        self.multi_modal_projector: Projector | None = None
+        self.language_model: PreTrainedModel | None = None
+        if part in ("all", "vision"):
+            self.vision_tower = InternVLVisionModel._from_config(config.vision_config)
+            self.multi_modal_projector = Projector(config)
+        if part in ("all", "language"):
+            self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def tile_features(self, tiles_NSSC: Tensor) -> Tensor:
+        """uint8 tiles [N, S, S, 3] to features [N, rows per tile, D]."""
+        pixels = normalise(tiles_NSSC.to(self.device)).to(self.dtype)
+        patches_NPD = self.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]
+        n, patches, depth = patches_NPD.shape
+        side = round(patches**0.5)
+        unshuffled = pixel_unshuffle(patches_NPD.reshape(n, side, side, depth), self.config.downsample_ratio)
+        return self.multi_modal_projector(unshuffled.flatten(1, 2))
+
+    def embed(self, ids_BT: Tensor, features_RD: Tensor | None) -> Tensor:
+        """Token embeddings [B, T, D] with visual rows laid over the ``<IMG_CONTEXT>`` positions in order.
+
+        Raises:
+            ValueError: rows and positions differ in number.
+        """
+        embeds = self.language_model.get_input_embeddings()(ids_BT)
+        mask = ids_BT == self.config.image_token_id
+        rows = 0 if features_RD is None else len(features_RD)
+        if int(mask.sum()) != rows:
+            raise ValueError(f"{rows} visual rows for {int(mask.sum())} image tokens")
+        if not rows:
+            return embeds
+        return embeds.masked_scatter(mask.unsqueeze(-1), features_RD.to(embeds.dtype))
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        mask_BT: Tensor,
+        tiles_NSSC: Tensor | None = None,
+        keep_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Logits.
+
+        Args:
+            ids_BT: token ids, padded on the right.
+            mask_BT: 1 for real tokens.
+            tiles_NSSC: uint8 tiles of all images of the batch, in order; None for text only.
+            keep_BT: positions whose logits are wanted; all when None.
+
+        Returns:
+            [B, T, V], or [kept positions, V] in row-major order.
+        """
+        features = None
+        if tiles_NSSC is not None and len(tiles_NSSC):
+            features = self.tile_features(tiles_NSSC).flatten(0, 1)
+        embeds = self.embed(ids_BT, features)
+        hidden = self.language_model.base_model(
+            inputs_embeds=embeds, attention_mask=mask_BT, use_cache=False
+        ).last_hidden_state
+        if keep_BT is not None:
+            hidden = hidden[keep_BT]
+        return self.language_model.get_output_embeddings()(hidden)
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[Image.Image | bytes]) -> list[ImageFeatures]:
+        """Visual features of the images of one request; needs the vision half alone.
+
+        Raises:
+            InputError: an image cannot be read.
+        """
+        tiling = self.tiling.shared_by(len(images))
+        opened = [read_image(image) if isinstance(image, bytes) else image for image in images]
+        cut = [tile_image(image, tiling) for image in opened]
+        if not cut:
+            return []
+        features = self.tile_features(torch.from_numpy(np.concatenate(cut)))
+        results, start = [], 0
+        for image, tiles in zip(opened, cut, strict=True):
+            rows = features[start : start + len(tiles)]
+            start += len(tiles)
+            digest = sha256(f"{self.weights_version}|{tiling}|{image.size}|".encode() + image.tobytes()).hexdigest()
+            grid = choose_grid(image.width, image.height, tiling)
+            per_tile = [rows.shape[1]] * len(tiles)
+            results.append(ImageFeatures(rows.flatten(0, 1), per_tile, grid, self.weights_version, digest))
+        return results

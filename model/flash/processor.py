@@ -1,0 +1,168 @@
+"""Text and images to model inputs. Imports neither torch nor transformers."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+
+from model.data.chat import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START, TURN_END, Segment, render_chat
+from model.data.errors import InputError
+from model.flash.images import Tiling, tile_image
+
+# The default of the published checkpoints, which carry no fovea.json.
+INTERNVL_SYSTEM_PROMPT = (
+    "\u4f60\u662f\u4e66\u751f\u00b7\u4e07\u8c61\uff0c\u82f1\u6587\u540d\u662fInternVL\uff0c"
+    "\u662f\u7531\u4e0a\u6d77\u4eba\u5de5\u667a\u80fd\u5b9e\u9a8c\u5ba4\u3001\u6e05\u534e\u5927\u5b66"
+    "\u53ca\u591a\u5bb6\u5408\u4f5c\u5355\u4f4d\u8054\u5408\u5f00\u53d1\u7684\u591a\u6a21\u6001"
+    "\u5927\u8bed\u8a00\u6a21\u578b\u3002"
+)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass
+class Sample:
+    """One tokenised row.
+
+    Attributes:
+        row_id: id of the row, for messages.
+        input_ids: [T] token ids, placeholders expanded.
+        trained: [T] True where the token carries loss.
+        tiles: uint8 [N, S, S, 3], all tiles of all images in order.
+        tiles_per_image: tile count of each image; its sum is N.
+    """
+
+    row_id: str
+    input_ids: list[int]
+    trained: list[bool]
+    tiles: np.ndarray
+    tiles_per_image: list[int]
+
+
+@dataclass(frozen=True)
+class FlashProcessor:
+    """Tokenizer, tiling and chat rendering of one model directory.
+
+    Every special id is looked up in the tokenizer: published checkpoints differ in them.
+    """
+
+    tokenizer: Tokenizer
+    tiling: Tiling
+    rows_per_tile: int
+    system_prompt: str
+
+    @property
+    def image_token_id(self) -> int:
+        return self.special_id(IMG_CONTEXT)
+
+    @property
+    def eos_token_id(self) -> int:
+        return self.special_id(TURN_END)
+
+    def special_id(self, token: str) -> int:
+        """Id of a special token.
+
+        Raises:
+            InputError: the tokenizer does not have it.
+        """
+        found = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise InputError(f"tokenizer has no token {token}")
+        return found
+
+    def image_text(self, rows: int) -> str:
+        """The expansion of one ``<image>`` whose features have ``rows`` rows."""
+        return IMG_START + IMG_CONTEXT * rows + IMG_END
+
+    def tokenize(self, segments: Sequence[Segment], rows_per_image: Sequence[int]) -> tuple[list[int], list[bool]]:
+        """Expand placeholders and tokenise.
+
+        Raises:
+            InputError: the number of ``<image>`` placeholders differs from the number of images.
+        """
+        placeholders = sum(segment.text.count(IMAGE_PLACEHOLDER) for segment in segments)
+        if placeholders != len(rows_per_image):
+            raise InputError(f"{placeholders} {IMAGE_PLACEHOLDER} placeholders for {len(rows_per_image)} images")
+        rows = iter(rows_per_image)
+        input_ids: list[int] = []
+        trained: list[bool] = []
+        for text, is_trained in segments:
+            first, *others = text.split(IMAGE_PLACEHOLDER)
+            expanded = first + "".join(self.image_text(next(rows)) + other for other in others)
+            ids = self.tokenizer.encode(expanded, add_special_tokens=False).ids
+            input_ids += ids
+            trained += [is_trained] * len(ids)
+        return input_ids, trained
+
+    def tile_images(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, list[int]]:
+        """All tiles of a sample's images [N, S, S, 3], and the tile count of each image."""
+        tiling = self.tiling.shared_by(len(images))
+        tiles = [tile_image(image, tiling) for image in images]
+        side = self.tiling.tile
+        together = np.concatenate(tiles) if tiles else np.zeros((0, side, side, 3), np.uint8)
+        return together, [len(t) for t in tiles]
+
+    def sample(
+        self,
+        messages: Sequence[dict[str, str]],
+        images: Sequence[Image.Image],
+        *,
+        generate: bool = False,
+        row_id: str = "",
+    ) -> Sample:
+        """Render, tile and tokenise one conversation."""
+        tiles, counts = self.tile_images(images)
+        segments = render_chat(messages, self.system_prompt, generate=generate)
+        input_ids, trained = self.tokenize(segments, [n * self.rows_per_tile for n in counts])
+        return Sample(row_id, input_ids, trained, tiles, counts)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+
+def load_processor(directory: Path) -> FlashProcessor:
+    """Read the processor of a model directory.
+
+    Raises:
+        InputError: a file is missing or broken.
+    """
+    config = read_json(directory / "config.json")
+    settings = read_json(directory / "processor_config.json")
+    image = settings.get("image_processor", {})
+    own = directory / "fovea.json"
+    system_prompt = read_json(own)["system_prompt"] if own.is_file() else INTERNVL_SYSTEM_PROMPT
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        tiling = Tiling(
+            tile=image["size"]["height"],
+            min_tiles=image["min_patches"],
+            max_tiles=image["max_patches"],
+        )
+        return FlashProcessor(Tokenizer.from_file(str(path)), tiling, config["image_seq_length"], system_prompt)
+    except KeyError as error:
+        raise InputError(f"{directory}: configuration has no {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        InputError: missing, or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return value

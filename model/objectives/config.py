@@ -1,0 +1,58 @@
+"""Hyper-parameters of the objectives beyond next-token prediction. Imports no torch.
+
+A default is a published value; what was never published has no default, so that a profile has to say it.
+"""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from model.config import Section
+
+
+class MpoObjective(Section):
+    """L = w_p L_preference + w_q L_quality + w_g L_generation (InternVL3.5, section 2.3; MPO, arXiv 2411.10442)."""
+
+    preference_weight: float = Field(0.8, ge=0)
+    """Of the DPO loss: chosen above rejected."""
+    quality_weight: float = Field(0.2, ge=0)
+    """Of the BCO loss: each answer good or bad by itself, against a running mean of rewards."""
+    generation_weight: float = Field(1.0, ge=0)
+    """Of the negative log-likelihood of the chosen answer, per token."""
+    beta: float = Field(0.1, gt=0)
+    """Scale of log(pi / pi_reference) in preference and quality."""
+
+    @model_validator(mode="after")
+    def _something(self) -> "MpoObjective":
+        if self.preference_weight + self.quality_weight + self.generation_weight == 0:
+            raise ValueError("at least one weight must be above zero")
+        return self
+
+
+class GspoObjective(Section):
+    """Clipped sequence-level importance ratio s = exp(mean_t log(pi / pi_old)) (InternVL3.5, equations 4 to 6)."""
+
+    epsilon_low: float = Field(gt=0, lt=1)
+    """s is clipped at 1 - epsilon_low. No default: the paper does not say it, and the released scripts leave
+    0.2, at which a length-normalised ratio is hardly ever clipped (GSPO, arXiv 2507.18071: 3e-4)."""
+    epsilon_high: float = Field(gt=0)
+    """s is clipped at 1 + epsilon_high (GSPO: 4e-4)."""
+
+
+class VicoObjective(Section):
+    """Consistency: KL(reference at full resolution || model at a random compression) (InternVL3.5, section 2.3)."""
+
+    xi: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.25, 0.0625), min_length=1)
+    """Shares of the visual patches that are kept, drawn uniformly for each image: 1/4 is 256 tokens a tile, 1/16 is 64."""
+
+
+class RouterObjective(Section):
+    """Cross-entropy of the Visual Resolution Router on labels from the loss ratio (InternVL3.5, section 2.3).
+
+    r = L(1/16) / L(1/4); a tile is labelled `compress` when r is under the percentile of the latest r.
+    """
+
+    percentile: float = Field(50.0, gt=0, lt=100)
+    """The paper aims at balanced labels, so 50."""
+    window: int = Field(gt=0)
+    """Latest ratios among which the percentile is taken. Not published."""

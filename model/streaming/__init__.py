@@ -1,0 +1,1 @@
+"""Endless video: the bounded cache, contiguous positions, the session."""
