@@ -47,7 +47,7 @@ class Result:
 
 
 def hardware() -> str:
-    """Processor, core count and memory of this machine, and its GPU if the driver names one."""
+    """Processor, core count and memory of this machine."""
     cpu = platform.processor() or platform.machine()
     gib = 0.0
     for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -2,13 +2,12 @@
 
 import json
 from pathlib import Path
-
-from pydantic import Field
+from typing import Literal
 
 from model.config import Section
 from model.data.artifact import write_atomic
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 
 class HeldoutScore(Section):
@@ -70,7 +69,7 @@ class DvcLock(Section):
 class Summary(Section):
     """Everything a demo found."""
 
-    schema_version: int = Field(SCHEMA_VERSION, frozen=True)
+    schema_version: Literal[1] = SCHEMA_VERSION
     stages: list[StageSummary]
     """In the order of the pipeline, one for each of its steps."""
     answer: Answer

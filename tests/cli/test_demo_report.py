@@ -1,0 +1,136 @@
+"""The demo's report and summary, from made-up numbers."""
+
+import base64
+import io
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from cli import charts
+from cli.report import Example, Report, render, write_report
+from cli.summary import Answer, DvcLock, HeldoutScore, RegistryEntry, StageSummary, Summary
+
+
+def score(value, swapped=0.1):
+    return HeldoutScore(score=value, low=value - 0.06, high=value + 0.05, n=250, constant=0.12, swapped=swapped)
+
+
+def stage(name, tokens=None, loss=None, heldout=None):
+    return StageSummary(name=name, seconds=12.3, tokens=tokens, loss=loss, heldout=heldout or {})
+
+
+@pytest.fixture
+def summary():
+    families = {"read": score(0.87), "count": score(0.73), "maximum": score(0.89), "locate": score(0.59)}
+    return Summary(
+        stages=[
+            stage("collect"),
+            stage("pretrain", 1_228_800, 0.21, {"transcribe": score(0.92, None)}),
+            stage("evaluate", heldout=families),
+        ],
+        answer=Answer(
+            question="What is the largest digit?", answer="9", truth="9", endpoint="http://127.0.0.1:8000/v1"
+        ),
+        registry=RegistryEntry(name="fovea", version=3, alias="champion"),
+        dvc=DvcLock(lock_sha256="ab" * 32),
+        wall_seconds=41.2,
+        cached_steps=["collect", "pretrain"],
+    )
+
+
+def image_uri():
+    stream = io.BytesIO()
+    Image.radial_gradient("L").resize((56, 56)).save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+@pytest.fixture
+def report(summary):
+    right = Example("maximum", image_uri(), "What is the largest digit?", "9", "9", True)
+    hostile = Example("read", image_uri(), "Read <b>all</b> digits.", "<script>alert(1)</script>", "4 2", False)
+    nodes = [
+        charts.LineageNode(
+            "collect", "12 s", [("corpus", "3f2a9c01"), ("tokenizer", "0c")], []
+        ),
+        charts.LineageNode(
+            "curate", "3 s, cached", [("transcriptions", "99"), ("questions", "8d")], ["collect"]
+        ),
+        charts.LineageNode("pretrain", "155 s", [("model", "5c0ffee0")], ["curate", "collect"]),
+    ]
+    losses = [("pretrain", [(step, 6.0 / (1 + step / 20)) for step in range(0, 1200, 10)]), ("sft", [])]
+    funnel = [("collected", 54_000, ""), ("decodable", 53_990, "10 left"), ("kept", 51_000, "")]
+    return Report("tiny", summary, losses, funnel, nodes, [right, hostile], [("commit", "0123abcd")])
+
+
+class Balance(HTMLParser):
+    """Counts elements that are opened and never closed."""
+
+    VOID = {"meta", "img", "br", "circle", "line", "rect", "path", "polyline"}
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_report_is_one_well_formed_file_that_loads_nothing_from_elsewhere(report):
+    page = render(report)
+    balance = Balance()
+    balance.feed(page)
+    assert balance.open == []
+    loads = re.findall(r'(?:src|href)="([^"]*)"', page) + re.findall(r"url\(([^)]*)\)|@import", page)
+    assert loads and all(target.startswith("data:") for target in loads)
+    assert "<script" not in page
+
+
+def test_report_shows_what_a_model_says_as_text(report):
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in render(report)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        charts.loss_curve("sft", [(1, 3.0), (2, float("nan")), (3, 0.5)]),
+        charts.loss_curve("one point", [(1, 0.5)]),
+        charts.loss_curve("nothing", []),
+        charts.score_bars([]),
+        charts.funnel([("a & b", 0, "<")]),
+        charts.lineage_graph([]),
+    ],
+)
+def test_charts_are_xml_for_the_smallest_inputs(picture):
+    assert ElementTree.fromstring(picture).tag.endswith("svg")
+    assert "nan" not in picture
+
+
+def test_summary_has_the_published_fields_and_no_others(summary, tmp_path):
+    summary.write(tmp_path / "demo" / "summary.json")
+    written = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    fields = {"schema_version", "stages", "answer", "registry", "dvc", "wall_seconds", "cached_steps"}
+    assert set(written) == fields
+    assert set(written["stages"][1]) == {"name", "seconds", "tokens", "loss", "heldout"}
+    heldout = written["stages"][1]["heldout"]["transcribe"]
+    assert set(heldout) == {"score", "low", "high", "n", "constant", "swapped"}
+    assert set(written["answer"]) == {"question", "answer", "truth", "endpoint"}
+    assert set(written["registry"]) == {"name", "version", "alias"}
+    assert Summary.model_validate(written) == summary
+    with pytest.raises(ValidationError):
+        Summary.model_validate(written | {"schema_version": 2})
+
+
+def test_report_is_written_whole(report, tmp_path):
+    write_report(report, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().rstrip().endswith("</html>")
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
