@@ -10,6 +10,12 @@ from model.config import Section
 Family = Literal["transcribe", "read", "count", "maximum", "locate"]
 
 
+GLYPH_SIDE = 8
+"""Side of scikit-learn's glyphs, before magnification."""
+DIGIT_GAP = 2
+"""Columns that stay free between neighbouring digits, in pixels."""
+
+
 class DigitsConfig(Section):
     """The embedded corpus: scikit-learn's handwritten digits on canvases."""
 
@@ -26,10 +32,26 @@ class DigitsConfig(Section):
     """Training rows of the family ``transcribe``."""
     questions: int = Field(ge=1)
     """Training rows of each of the four question families."""
+    boxed_share: float = Field(0.0, ge=0, le=1)
+    """Share of the transcriptions that also give the box of each digit."""
     heldout: int = Field(250, ge=1)
     """Held-out rows of each family."""
     heldout_glyph_share: float = Field(0.2, gt=0, lt=1)
     """Share of the glyphs that occur in held-out rows only."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DigitsConfig":
+        fewest, most = self.digits
+        smallest, largest = self.scale
+        if not 1 <= fewest <= most:
+            raise ValueError("digits must be (fewest, most) with 1 <= fewest <= most")
+        if not 1 <= smallest <= largest:
+            raise ValueError("scale must be (smallest, largest) with 1 <= smallest <= largest")
+        if most * (round(GLYPH_SIDE * smallest) + DIGIT_GAP) > self.canvas:
+            raise ValueError(f"{most} digits of scale {smallest} do not fit beside each other on {self.canvas} pixels")
+        if round(GLYPH_SIDE * largest) > self.canvas:
+            raise ValueError(f"a digit of scale {largest} does not fit on {self.canvas} pixels")
+        return self
 
 
 class CollectConfig(Section):

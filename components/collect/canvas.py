@@ -1,0 +1,121 @@
+"""Canvases: glyphs at random places and magnifications on a noisy grey background.
+
+The digits occupy disjoint columns, so their order from left to right is never in doubt.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from components.collect.config import DIGIT_GAP, GLYPH_SIDE, DigitsConfig
+from components.collect.glyphs import Glyphs
+
+Box = tuple[int, int, int, int]
+
+_PAPER = (0, 80)  # grey levels of the background
+_INK = (180, 255)
+_NOISE = (0, 12)  # amplitude of the uniform noise, in grey levels
+_FAINTEST = 32  # ink below this (of 255) does not count for the box
+BOX_STEP = 20  # thousandths; 1.1 pixels of a 56-pixel canvas
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A drawn canvas.
+
+    Attributes:
+        png: encoded grey image.
+        width, height: pixels.
+        digits: from left to right.
+        boxes: (left, top, right, bottom) of each digit's ink in pixels, right and bottom exclusive.
+    """
+
+    png: bytes
+    width: int
+    height: int
+    digits: tuple[int, ...]
+    boxes: tuple[Box, ...]
+
+    def box_text(self, index: int) -> str:
+        """Box of one digit as four integers in thousandths of the width and height, in steps of BOX_STEP.
+
+        Three digits each, so that a place in the answer always has the same meaning: "020 340 180 500".
+        """
+        sides = (self.width, self.height, self.width, self.height)
+        steps = [round(pixel / side * (1000 / BOX_STEP)) for pixel, side in zip(self.boxes[index], sides, strict=True)]
+        return " ".join(f"{min(step * BOX_STEP, 1000 - BOX_STEP):03d}" for step in steps)
+
+
+class Painter:
+    """Draws canvases from one pool of glyphs; magnified glyphs are made once and kept."""
+
+    def __init__(self, config: DigitsConfig, glyphs: Glyphs) -> None:
+        self._config = config
+        self._glyphs = glyphs
+        self._patches: dict[tuple[int, int], np.ndarray] = {}
+        self._sizes = (round(GLYPH_SIDE * config.scale[0]), round(GLYPH_SIDE * config.scale[1]))
+
+    def draw(self, rng: np.random.Generator, count: int | None = None) -> Canvas:
+        """Draw a canvas with ``count`` digits (by default a random number of them)."""
+        config = self._config
+        wide = rng.random() < config.wide_share
+        width, height = config.canvas * (2 if wide else 1), config.canvas
+        if count is None:
+            count = int(rng.integers(config.digits[0], config.digits[1] + 1))
+        chosen = rng.integers(len(self._glyphs), size=count).tolist()
+        patches = self._fitting(rng, chosen, width)
+        boxes = _place(rng, [patch.shape for patch in patches], width, height)
+        image = _paint(rng, patches, boxes, width, height)
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+        digits = tuple(int(self._glyphs.labels[index]) for index in chosen)
+        return Canvas(buffer.getvalue(), width, height, digits, tuple(boxes))
+
+    def _fitting(self, rng: np.random.Generator, chosen: list[int], width: int) -> list[np.ndarray]:
+        """Patches of random sizes, shrunk together until they fit beside each other."""
+        smallest, largest = self._sizes
+        sizes = rng.integers(smallest, largest + 1, size=len(chosen)).tolist()
+        while True:
+            patches = [self._patch(index, size) for index, size in zip(chosen, sizes, strict=True)]
+            if sum(patch.shape[1] + DIGIT_GAP for patch in patches) - DIGIT_GAP <= width:
+                return patches
+            sizes = [max(smallest, size - 1) for size in sizes]
+
+    def _patch(self, index: int, size: int) -> np.ndarray:
+        """Glyph ``index`` magnified to ``size`` pixels and cut to its ink: float32 [H, W] in [0, 1]."""
+        patch = self._patches.get((index, size))
+        if patch is None:
+            glyph = Image.fromarray(self._glyphs.images[index])
+            ink = np.asarray(glyph.resize((size, size), Image.Resampling.BICUBIC))
+            rows, columns = np.nonzero(ink.max(1) >= _FAINTEST)[0], np.nonzero(ink.max(0) >= _FAINTEST)[0]
+            patch = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32) / 255
+            self._patches[index, size] = patch
+        return patch
+
+
+def _place(rng: np.random.Generator, shapes: list[tuple[int, ...]], width: int, height: int) -> list[Box]:
+    """Boxes of patches in disjoint columns, every horizontal arrangement equally likely."""
+    used = sum(columns + DIGIT_GAP for _, columns in shapes) - DIGIT_GAP
+    offsets = sorted(rng.integers(width - used + 1, size=len(shapes)).tolist())
+    boxes, cursor = [], 0
+    for (rows, columns), offset in zip(shapes, offsets, strict=True):
+        left, top = cursor + offset, int(rng.integers(height - rows + 1))
+        boxes.append((left, top, left + columns, top + rows))
+        cursor += columns + DIGIT_GAP
+    return boxes
+
+
+def _paint(
+    rng: np.random.Generator, patches: list[np.ndarray], boxes: list[Box], width: int, height: int
+) -> np.ndarray:
+    """Blend the patches onto a background and add noise: uint8 [H, W]."""
+    paper = rng.integers(_PAPER[0], _PAPER[1] + 1)
+    amplitude = rng.integers(_NOISE[0], _NOISE[1] + 1)
+    image = np.full((height, width), paper, np.float32)
+    for patch, (left, top, right, bottom) in zip(patches, boxes, strict=True):
+        ink = rng.integers(_INK[0], _INK[1] + 1)
+        image[top:bottom, left:right] += patch * (ink - paper)
+    image += rng.integers(-amplitude, amplitude + 1, size=image.shape, dtype=np.int8)
+    return image.clip(0, 255).astype(np.uint8)
