@@ -10,7 +10,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, InternVLConfig, Inter
 from model.data.chat import IMG_CONTEXT, TURN_END
 from model.data.errors import InputError
 from model.flash.config import ModelConfig
-from model.flash.drop_path import add_drop_path
 from model.flash.images import Tiling
 from model.flash.network import FlashModel
 from model.flash.processor import FlashProcessor
@@ -33,7 +32,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 def transformers_config(config: ModelConfig, tokenizer: Tokenizer) -> InternVLConfig:
     """The configuration of ``InternVLForConditionalGeneration`` for ours."""
-    vision = config.vision.model_dump(exclude={"drop_path_rate"})
+    vision = config.vision.model_dump()
     # Published checkpoints take the last hidden state as it is: no final norm.
     vision |= {"model_type": "internvl_vision", "use_mean_pooling": True}
     language = config.language.model_dump(exclude={"extra", "rope_theta"}) | dict(config.language.extra)
@@ -72,7 +71,6 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer, *, seed: int) -> tupl
         pretrained = _pretrained(AutoModelForCausalLM, "model.language_checkpoint", config.language_checkpoint)
         _resize_vocabulary(pretrained, model.config.text_config.vocab_size)
         _load_half(model.language_model, pretrained, config.language_checkpoint)
-    add_drop_path(model.vision_tower, config.vision.drop_path_rate)
     return model, processor
 
 
@@ -118,3 +116,11 @@ def initialise_positions(model: FlashModel) -> None:
     for parameter in (embeddings.position_embeddings, embeddings.cls_token):
         if parameter is not None:
             torch.nn.init.normal_(parameter, std=0.02)
+
+
+def redraw_weights(model: FlashModel, seed: int) -> None:
+    """Replace all weights by new random ones of the same shapes."""
+    torch.manual_seed(seed)
+    fresh = FlashModel(model.config, model.tiling)
+    initialise_positions(fresh)
+    model.load_state_dict(fresh.state_dict())

@@ -21,8 +21,6 @@ class VisionConfig(Section):
     use_qk_norm: bool = False
     attention_bias: bool = True
     layer_scale_init_value: float = Field(0.1, gt=0)
-    drop_path_rate: float = Field(0.0, ge=0, lt=1)
-    """Stochastic depth in training, linear over the layers."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "VisionConfig":

@@ -180,3 +180,10 @@ class FlashModel(nn.Module):
             per_tile = [rows.shape[1]] * len(tiles)
             results.append(ImageFeatures(rows.flatten(0, 1), per_tile, grid, self.weights_version, digest))
         return results
+
+
+def set_attention(model: FlashModel, implementation: str) -> None:
+    """Choose transformers' attention implementation (eager, sdpa, flash_attention_2) for both halves."""
+    for half in (model.vision_tower, model.language_model):
+        if half is not None:
+            half.set_attn_implementation(implementation)

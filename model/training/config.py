@@ -23,6 +23,8 @@ class TrainingConfig(Section):
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
+    drop_path_rate: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth of the vision tower, linear over its layers."""
     grad_clip: float = Field(1.0, gt=0)
     loss_averaging: Literal["token", "sample", "square"] = "square"
     """Weight of a token in a sample with N loss tokens: 1, 1/N, 1/sqrt(N) (InternVL3.5, section 2.2)."""
