@@ -1,0 +1,84 @@
+"""A model directory answers rows: greedily, in parts that survive a kill. Imports torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from components.context import ProgressFunction
+from model.data.artifact import write_atomic
+from model.data.schema import Row
+from model.flash.checkpoint import load_model, load_processor
+from model.flash.generation import answer_rows
+from model.flash.network import FlashModel
+from model.flash.processor import FlashProcessor
+
+# Batches whose answers are kept together; a kill loses at most this much.
+_BATCHES_PER_PART = 4
+
+
+@dataclass
+class Answerer:
+    """A loaded model that answers rows and keeps finished parts in ``state_dir``."""
+
+    model: FlashModel
+    processor: FlashProcessor
+    batch_size: int
+    max_new_tokens: int
+    state_dir: Path
+    progress: ProgressFunction
+
+    def answer(self, rows: Sequence[Row], label: str) -> list[str]:
+        """Answers to ``rows``; parts that an earlier run with the same ``label`` finished are taken from it."""
+        part_rows = self.batch_size * _BATCHES_PER_PART
+        answers: list[str] = []
+        for start in range(0, len(rows), part_rows):
+            part = rows[start : start + part_rows]
+            path = self.state_dir / f"{label.replace(' ', '-')}-{start:08d}.json"
+            answers += self._kept(path, part) or self._answer_part(path, part, label, start, len(rows))
+            self.progress(label, len(answers), len(rows))
+        return answers
+
+    def _answer_part(self, path: Path, part: Sequence[Row], label: str, start: int, total: int) -> list[str]:
+        answers = answer_rows(
+            self.model,
+            self.processor,
+            part,
+            batch_size=self.batch_size,
+            max_new_tokens=self.max_new_tokens,
+            progress=lambda _, done, __: self.progress(label, start + done, total),
+        )
+        record = {"ids": [row["id"] for row in part], "answers": answers}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(record).encode())
+        return answers
+
+    def _kept(self, path: Path, part: Sequence[Row]) -> list[str] | None:
+        if not path.is_file():
+            return None
+        record = json.loads(path.read_bytes())
+        return record["answers"] if record["ids"] == [row["id"] for row in part] else None
+
+
+def load_answerer(
+    model: Path,
+    *,
+    precision: Literal["float32", "bfloat16"],
+    threads: int,
+    batch_size: int,
+    max_new_tokens: int,
+    state_dir: Path,
+    progress: ProgressFunction,
+) -> Answerer:
+    """Load a model directory for answering, on the first GPU where there is one.
+
+    Raises:
+        InputError: the directory is missing, incomplete or broken.
+    """
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = load_model(model, dtype=getattr(torch, precision), device=device)
+    return Answerer(loaded, load_processor(model), batch_size, max_new_tokens, state_dir, progress)
