@@ -43,7 +43,8 @@ class VicoObjective(Section):
     """Consistency: KL(reference at full resolution || model at a random compression) (InternVL3.5, section 2.3)."""
 
     xi: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.25, 0.0625), min_length=1)
-    """Shares of the visual patches that are kept, drawn uniformly for each image: 1/4 is 256 tokens a tile, 1/16 is 64."""
+    """Tokens per visual patch, drawn uniformly for each image: of a tile's 1,024 patches, 1/4 makes 256 tokens, 1/16
+    makes 64."""
 
 
 class RouterObjective(Section):

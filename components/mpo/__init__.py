@@ -1,0 +1,1 @@
+"""Train on preference pairs, offline. Described by profiles, not built yet."""

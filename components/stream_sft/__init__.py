@@ -1,0 +1,1 @@
+"""Fine-tune for endless video. Described by profiles, not built yet."""
