@@ -15,9 +15,9 @@ class CurateConfig(Section):
     """Width times height, read from the header before anything is decoded."""
     min_image_side: int = Field(2, ge=1)
     phash_distance: int = Field(4, ge=0, le=64)
-    """Hamming distance under which two images are candidates for near-duplicates."""
-    pixel_difference: float = Field(0.02, ge=0, le=1)
-    """Mean absolute difference (of 1) under which candidates are duplicates indeed."""
+    """Largest Hamming distance at which two images are candidates for near-duplicates."""
+    pixel_difference: float = Field(0.1, ge=0, le=1)
+    """Largest difference (of 1) of any block of pixels at which candidates are duplicates indeed."""
     ngram: int = Field(8, ge=1)
     """Words in an n-gram for the decontamination of text-only rows."""
     shards: int = Field(1, ge=1)

@@ -1,0 +1,162 @@
+"""Decisions between rows: exact duplicates, near duplicates, contamination by the evaluation rows.
+
+Perceptual hashes only nominate: at distance 4 they take a fifth of all digit canvases for duplicates. Pixels decide.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Whether image ``i`` of row ``a`` shows the same as image ``j`` of row ``b``, by pixels: same(a, i, b, j).
+SamePixels = Callable[[int, int, int, int], bool]
+_PAIRS_AT_ONCE = 1 << 22
+
+
+@dataclass
+class Signature:
+    """What decides about one row (see components.curate.operators.signatures)."""
+
+    row_id: str
+    task: str
+    answers: list[str]
+    reason: str | None
+    sha256: list[str]
+    phash: list[int]
+    format: list[str]
+    width: list[int]
+    height: list[int]
+    text_key: str
+    text: str | None
+
+
+def reject_exact_duplicates(rows: Sequence[Signature]) -> None:
+    """Set the reason of rows whose id, or whose messages and media bytes, an earlier sound row has."""
+    ids: set[str] = set()
+    contents: dict[tuple[str, ...], str] = {}
+    for row in rows:
+        if row.reason is not None:
+            continue
+        if row.row_id in ids:
+            row.reason = "duplicate: the id is taken by an earlier row"
+            continue
+        ids.add(row.row_id)
+        earlier = contents.setdefault((row.text_key, *row.sha256), row.row_id)
+        if earlier != row.row_id:
+            row.reason = f"duplicate: of {earlier}"
+
+
+def near_duplicate_candidates(rows: Sequence[Signature], distance: int) -> list[tuple[int, int]]:
+    """Pairs (earlier, later) of sound rows with the same messages whose images all have near hashes, sorted by later.
+
+    Rows that say something else about the same image are no duplicates.
+    """
+    groups: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        if row.reason is None and row.phash:
+            groups[row.text_key, len(row.phash)].append(index)
+    pairs = []
+    for members in groups.values():
+        if len(members) < 2:
+            continue
+        hashes = np.array([rows[index].phash for index in members], np.uint64)
+        for first, second in near_pairs(hashes[:, 0], distance).tolist():
+            if np.bitwise_count(hashes[first] ^ hashes[second]).max() <= distance:
+                pairs.append((members[first], members[second]))
+    return sorted(pairs, key=lambda pair: (pair[1], pair[0]))
+
+
+def reject_near_duplicates(rows: Sequence[Signature], candidates: Sequence[tuple[int, int]], same: SamePixels) -> None:
+    """Set the reason of the later row of each candidate pair that pixels confirm; ``candidates`` sorted by later."""
+    for earlier, later in candidates:
+        if rows[earlier].reason is not None or rows[later].reason is not None:
+            continue
+        if all(same(earlier, image, later, image) for image in range(len(rows[later].phash))):
+            rows[later].reason = f"near_duplicate: of {rows[earlier].row_id}"
+
+
+def contamination_candidates(
+    rows: Sequence[Signature], evaluation: Sequence[Signature], distance: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """(row, image, evaluation row, image) whose hashes are near and whose rows share an accepted answer."""
+    ours, theirs = _images_by_answer(rows), _images_by_answer(evaluation)
+    for answer in ours.keys() & theirs.keys():
+        left, right = ours[answer], theirs[answer]
+        left_hashes = np.array([rows[row].phash[image] for row, image in left], np.uint64)
+        right_hashes = np.array([evaluation[row].phash[image] for row, image in right], np.uint64)
+        chunk = max(1, _PAIRS_AT_ONCE // len(right))
+        for start in range(0, len(left), chunk):
+            far = np.bitwise_count(left_hashes[start : start + chunk, None] ^ right_hashes)
+            for i, j in np.argwhere(far <= distance).tolist():
+                yield (*left[start + i], *right[j])
+
+
+def reject_contaminated_images(
+    rows: Sequence[Signature],
+    evaluation: Sequence[Signature],
+    candidates: Sequence[tuple[int, int, int, int]],
+    same: SamePixels,
+) -> None:
+    """Set the reason of rows that show an evaluation image and give its answer; ``same(row, image, row, image)``."""
+    for row, image, other, other_image in sorted(candidates):
+        if rows[row].reason is None and same(row, image, other, other_image):
+            rows[row].reason = f"contaminated: image and answer of evaluation row {evaluation[other].row_id}"
+
+
+def reject_contaminated_texts(rows: Sequence[Signature], evaluation: Sequence[Signature], size: int) -> None:
+    """Set the reason of text-only rows that share ``size`` consecutive words with a text-only evaluation row.
+
+    A text that has fewer words counts as one n-gram.
+    """
+    owners: dict[tuple[str, ...], str] = {}
+    for row in evaluation:
+        for gram in _ngrams(row.text, size):
+            owners.setdefault(gram, row.row_id)
+    if not owners:
+        return
+    for row in rows:
+        if row.reason is None:
+            owner = next((owners[gram] for gram in _ngrams(row.text, size) if gram in owners), None)
+            if owner is not None:
+                row.reason = f"contaminated: {size} words in a row of evaluation row {owner}"
+
+
+def near_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
+    """All pairs [M, 2] of places i < j in ``hashes`` (uint64 [N]) at a Hamming distance of at most ``distance``.
+
+    The bits are cut into ``distance + 1`` bands, one of which two such hashes must share; only those are compared.
+    """
+    bands = min(distance + 1, 64)
+    edges = [round(64 * band / bands) for band in range(bands + 1)]
+    found = [np.zeros((0, 2), np.int64)]
+    for low, high in itertools.pairwise(edges):
+        keys = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        for shift in range(1, len(hashes)):
+            together = np.flatnonzero(keys[shift:] == keys[:-shift])
+            if not len(together):
+                break
+            pairs = np.stack([order[together], order[together + shift]], 1)
+            near = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]) <= distance
+            found.append(np.sort(pairs[near], 1))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _images_by_answer(rows: Sequence[Signature]) -> dict[str, list[tuple[int, int]]]:
+    images: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        if row.reason is None:
+            for answer in sorted({" ".join(answer.casefold().split()) for answer in row.answers}):
+                images[answer].extend((index, image) for image in range(len(row.phash)))
+    return {answer: places for answer, places in images.items() if places}
+
+
+def _ngrams(text: str | None, size: int) -> Iterator[tuple[str, ...]]:
+    words = (text or "").casefold().split()
+    if not words:
+        return
+    for start in range(max(1, len(words) - size + 1)):
+        yield tuple(words[start : start + size])
