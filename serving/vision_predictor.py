@@ -1,0 +1,157 @@
+"""The vision predictor's model: encoded images in, packed features out. Loads the vision half alone.
+
+Images are decoded and tiled on a few threads, tiles of concurrent requests go through the tower together on one
+other, and the event loop does neither.
+"""
+
+import asyncio
+import struct
+from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from grpc_interceptor.exceptions import InvalidArgument, ResourceExhausted
+from kserve import InferRequest, Model
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from prometheus_client import Counter, Gauge, Histogram
+from torch import Tensor
+
+from model.data.errors import InputError
+from model.flash.checkpoint import load_model
+from model.flash.images import Tiling, read_image, tile_image
+from model.flash.network import FlashModel
+from serving.config import VisionServerConfig
+from serving.feature_cache import FeatureCache
+from serving.features import pack_features
+from serving.microbatch import MicroBatcher, QueueFull
+from serving.wire import IMAGES, VISION_MODEL, EncodedImage, content_key, vision_reply
+
+_DECODERS = 2
+_QUEUED = Gauge("fovea_vision_queue_tiles", "Tiles that wait for the tower")
+_BATCH = Histogram(
+    "fovea_vision_batch_tiles", "Tiles that went through the tower together", buckets=(1, 2, 4, 8, 16, 32, 64)
+)
+_IMAGES = Counter("fovea_vision_images_total", "Images asked for", ["source"])
+_CACHE = Gauge("fovea_vision_cache_bytes", "Bytes of cached features")
+
+
+class VisionPredictor(Model):
+    """kserve model that encodes images.
+
+    Args:
+        directory: model directory; its vision half is read by ``load``.
+        config: limits and batching.
+    """
+
+    def __init__(self, directory: Path, config: VisionServerConfig) -> None:
+        super().__init__(VISION_MODEL)
+        self._directory, self._config = directory, config
+        self._cache = FeatureCache(config.cache_bytes)
+        self._decoders = ThreadPoolExecutor(_DECODERS, "decode")
+        self._pending_images = 0
+        self._network: FlashModel | None = None
+        self._batcher: MicroBatcher[np.ndarray, Tensor] = MicroBatcher(
+            self._encode,
+            max_cost=config.max_batch_tiles,
+            max_wait_s=config.batch_wait_ms / 1000,
+            queue_cost=config.queue_tiles,
+            name="tower",
+        )
+
+    def load(self) -> bool:
+        """Read the vision half.
+
+        Raises:
+            InputError: the model directory is missing or incomplete.
+        """
+        dtype = getattr(torch, self._config.dtype)
+        self._network = load_model(self._directory, "vision", dtype=dtype, device=self._config.device)
+        self.ready = True
+        return self.ready
+
+    async def predict(
+        self,
+        payload: InferRequest,
+        headers: dict[str, str] | None = None,
+        response_headers: dict[str, str] | None = None,
+    ) -> pb.ModelInferResponse:
+        """Features of the request's images, see ``serving.wire``.
+
+        The images of one request share the tile budget, as they do in training; requests do not influence each
+        other. Fails with INVALID_ARGUMENT for a bad image and RESOURCE_EXHAUSTED when the queue is full.
+        """
+        assert self._network is not None
+        images = self._read_request(payload)
+        tiling = self._network.tiling.shared_by(len(images))
+        if self._pending_images and self._pending_images + len(images) > self._config.queue_tiles:
+            raise ResourceExhausted("the vision predictor is busy: too many images wait")
+        self._pending_images += len(images)
+        try:
+            work = [self._one(index, image, tiling) for index, image in enumerate(images)]
+            encoded = await _all_or_first_error(work)
+        except InputError as error:
+            raise InvalidArgument(str(error)) from None
+        except QueueFull:
+            raise ResourceExhausted("the vision predictor is busy: too many tiles wait") from None
+        finally:
+            self._pending_images -= len(images)
+        return vision_reply(encoded, self._network.weights_version, payload.id or "")
+
+    def _read_request(self, payload: InferRequest) -> list[bytes]:
+        tensors = {tensor.name: tensor for tensor in payload.inputs}
+        if set(tensors) != {IMAGES} or tensors[IMAGES].datatype != "BYTES":
+            raise InvalidArgument(f"the request must hold exactly one BYTES tensor named {IMAGES!r}")
+        tensor = tensors[IMAGES]
+        try:
+            # Clients may send typed contents, or raw ones, which kserve decodes.
+            images = tensor.data or tensor.as_numpy().ravel().tolist()
+        except (ValueError, struct.error):
+            raise InvalidArgument(f"{IMAGES!r} does not hold what its shape says") from None
+        if not 1 <= len(images) <= self._config.max_images:
+            raise InvalidArgument(f"{len(images)} images in a request; allowed are 1 to {self._config.max_images}")
+        return images
+
+    async def _one(self, index: int, image: bytes, tiling: Tiling) -> EncodedImage:
+        key = content_key(self._network.weights_version, image, asdict(tiling))
+        if found := self._cache.get(key):
+            _IMAGES.labels("cache").inc()
+            return found
+        loop = asyncio.get_running_loop()
+        try:
+            tiles = await loop.run_in_executor(self._decoders, self._decode, image, tiling)
+        except InputError as error:
+            raise InputError(f"image {index + 1}: {error}") from error
+        features = await asyncio.wrap_future(self._batcher.submit(tiles, cost=len(tiles)))
+        packed = await loop.run_in_executor(self._decoders, pack_features, features.flatten(0, 1))
+        encoded = EncodedImage(packed, (features.shape[1],) * len(features), key)
+        self._cache.put(encoded)
+        _IMAGES.labels("tower").inc()
+        _CACHE.set(self._cache.size_bytes)
+        return encoded
+
+    def _decode(self, image: bytes, tiling: Tiling) -> np.ndarray:
+        opened = read_image(image, self._config.max_image_bytes, self._config.max_image_pixels)
+        return tile_image(opened, tiling)
+
+    @torch.inference_mode()
+    def _encode(self, images: list[np.ndarray]) -> list[Tensor]:
+        """Tiles [N, S, S, 3] of each image to features [N, rows per tile, hidden]; runs on the batcher's thread."""
+        counts = [len(tiles) for tiles in images]
+        _BATCH.observe(sum(counts))
+        _QUEUED.set(self._batcher.waiting_cost)
+        features = self._network.tile_features(torch.from_numpy(np.concatenate(images)))
+        return list(features.split(counts))
+
+
+async def _all_or_first_error(work: list[Awaitable[EncodedImage]]) -> list[EncodedImage]:
+    """All results, in order. The first error cancels the rest, as does a client that went away."""
+    tasks = [asyncio.ensure_future(item) for item in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
