@@ -52,11 +52,13 @@ class StepContext:
         state_dir: survives a kill; the same step run again finds what it left here.
         progress: progress reporter.
         registry: the model registry; None for steps that may not see it (all but gate, register, deploy).
+        published: where each input lies for good, by name: its directory in the store, or else the input itself.
     """
 
     state_dir: Path
     progress: ProgressFunction = no_progress
     registry: Registry | None = None
+    published: dict[str, Path] = field(default_factory=dict)
 
 
 @dataclass
