@@ -52,7 +52,7 @@ def inspect_image(medium: Mapping[str, Any], config: CurateConfig) -> ImageFacts
 def perceptual_hash(image: Image.Image) -> int:
     """64-bit hash of the low frequencies of a 32 x 32 grey reduction: a bit says if a coefficient is above the median.
 
-    Source: Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010), section 3.2.1.
+    Source: Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010).
     """
     grey = np.asarray(image.convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.LANCZOS), np.float64)
     # Rounded, so that coefficients that are zero but for the last bits stay on one side of the median.
