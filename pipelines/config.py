@@ -11,15 +11,16 @@ Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?([KMGTPE
 KubernetesName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
 Image = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][A-Za-z0-9._/:@-]{0,254}$")]
 EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_CPU = r"^[0-9]+(\.[0-9]+)?m?$"
 ImageFamily = Literal["data", "train", "score", "operations"]
 
 
 class TaskPlatform(Section):
     """What the tasks of one family run in. It is no part of a step's identity: a bigger machine re-runs nothing."""
 
-    image: Image
+    image: Image = "fovea-train:latest"
     """Container image, with a tag or a digest (infra/images)."""
-    cpu: str = Field("4", pattern=r"^[0-9]+(\.[0-9]+)?m?$")
+    cpu: str = Field("4", pattern=_CPU)
     """CPU limit and request, in cores or millicores."""
     memory: Quantity = "16Gi"
     """Memory limit and request."""
@@ -31,6 +32,15 @@ class TaskPlatform(Section):
     """Accelerators of each node."""
     nodes: int = Field(1, ge=1)
     """Nodes of a training task."""
+
+
+class OperationsPlatform(TaskPlatform):
+    """Tasks that only talk to servers."""
+
+    cpu: str = Field("1", pattern=_CPU)
+    """CPU limit and request, in cores or millicores."""
+    memory: Quantity = "2Gi"
+    """Memory limit and request."""
 
 
 class StoreVolume(Section):
@@ -45,15 +55,16 @@ class StoreVolume(Section):
 class PlatformConfig(Section):
     """The cluster: images and resources of each family of steps, the store, the tracking server."""
 
-    data: TaskPlatform = TaskPlatform(image="fovea-train:latest")
+    data: TaskPlatform = TaskPlatform()
     """collect, curate, select_queries."""
-    train: TaskPlatform = TaskPlatform(image="fovea-train:latest")
+    train: TaskPlatform = TaskPlatform()
     """pretrain, sft, mpo, gspo, vico, route, stream_sft, quantize."""
-    score: TaskPlatform = TaskPlatform(image="fovea-train:latest")
+    score: TaskPlatform = TaskPlatform()
     """build_preferences, evaluate, gate: they generate answers."""
-    operations: TaskPlatform = TaskPlatform(image="fovea-train:latest", cpu="1", memory="2Gi")
+    operations: OperationsPlatform = OperationsPlatform()
     """register, deploy."""
     store: StoreVolume = StoreVolume()
+    """The volume that all tasks share."""
     tracking_secret: KubernetesName | None = None
     """Secret with the key MLFLOW_TRACKING_URI, and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the
     server asks for them. None keeps runs in a sqlite file on the store's volume."""

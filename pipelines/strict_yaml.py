@@ -60,7 +60,8 @@ def parse_yaml(text: str, label: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise InputError(f"{label}: {where}{error.problem or error.context}") from None
+        what = ": ".join(filter(None, (error.context, error.problem)))
+        raise InputError(f"{label}: {where}{what}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{label}: {' '.join(str(error).split())}") from None
 

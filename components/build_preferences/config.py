@@ -11,8 +11,11 @@ class BuildPreferencesConfig(Section):
     rollouts: int = Field(32, ge=2)
     """Answers sampled per query."""
     temperature: float = Field(0.7, gt=0)
+    """Of the sampling."""
     top_k: int = Field(50, ge=1)
+    """Sample among this many likeliest tokens."""
     max_new_tokens: int = Field(4096, gt=0)
+    """Longest answer."""
     max_tokens: int = Field(16384, gt=0)
     """Prompt and answer together."""
     max_queries: int = Field(7000, gt=0)
@@ -25,3 +28,4 @@ class BuildPreferencesConfig(Section):
     """Where there is no ground truth: this share of the answer's words is kept and continued without the image to
     make the rejected answer (DropoutNTP); None leaves such queries out."""
     seed: int = Field(0, ge=0)
+    """Of the sampling and the drawing of pairs."""

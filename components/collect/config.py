@@ -20,6 +20,7 @@ class DigitsConfig(Section):
     """The embedded corpus: scikit-learn's handwritten digits on canvases."""
 
     seed: int = Field(0, ge=0)
+    """Of everything drawn: the same seed gives the same corpus."""
     canvas: int = Field(56, ge=16, le=4096)
     """Side of the square canvas in pixels."""
     wide_share: float = Field(0.0, ge=0, le=1)
@@ -66,6 +67,7 @@ class CollectConfig(Section):
     vocabulary: int = Field(512, ge=300)
     """Size of the byte-level BPE trained on the corpus."""
     shards: int = Field(1, ge=1)
+    """Parquet files per dataset."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "CollectConfig":

@@ -15,17 +15,22 @@ class RolloutConfig(Section):
     responses: int = Field(16, ge=2)
     """Answers per query: the group that advantages are taken over."""
     temperature: float = Field(1.0, gt=0)
+    """Of the sampling."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Sample among the likeliest tokens of this total probability."""
     max_prompt_tokens: int = Field(8192, gt=0)
     """A longer query is left out."""
     max_new_tokens: int = Field(32768, gt=0)
+    """Longest answer."""
 
 
 class RewardConfig(Section):
     """Rule-based reward = accuracy_weight * right + format_weight * well-formed."""
 
     accuracy_weight: float = Field(0.9, ge=0, le=1)
+    """Of a right answer."""
     format_weight: float = Field(0.1, ge=0, le=1)
+    """Of thoughts in their tags followed by a boxed answer."""
 
 
 class GspoConfig(Section):
@@ -34,8 +39,11 @@ class GspoConfig(Section):
     training: TrainingConfig
     """``batch_size`` counts answers; ``steps`` counts optimiser steps, several of which share a rollout."""
     objective: GspoObjective
+    """Clipping of the importance ratio."""
     rollout: RolloutConfig = RolloutConfig()
+    """How answers are sampled."""
     reward: RewardConfig = RewardConfig()
+    """How answers are rewarded."""
     heldout_rows: int = Field(64, ge=1)
     """Rows per family that are scored at the end."""
 

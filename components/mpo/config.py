@@ -13,5 +13,6 @@ class MpoConfig(Section):
     training: TrainingConfig
     """A row is a pair."""
     objective: MpoObjective = MpoObjective()
+    """Weights of the three losses."""
     heldout_rows: int = Field(64, ge=1)
     """Rows per family that are scored at the end."""

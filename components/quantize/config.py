@@ -19,3 +19,4 @@ class QuantizeConfig(Section):
     max_tokens: int = Field(2048, gt=0)
     """A longer calibration row is left out, never cut: a cut row loses placeholders that its image needs."""
     seed: int = Field(0, ge=0)
+    """Of the choice of calibration rows."""

@@ -11,7 +11,9 @@ class RouteConfig(Section):
     """Visual consistency learning, second half: the router alone trains, everything else is frozen."""
 
     training: TrainingConfig
+    """Of the router."""
     objective: RouterObjective
+    """How a tile gets its label."""
     compress_above: float = Field(0.5, ge=0, le=1)
     """A tile is compressed when the router's P(compress) is at least this: absolute and per tile, so that no batch
     neighbour changes an answer."""

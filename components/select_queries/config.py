@@ -11,6 +11,7 @@ class SelectQueriesConfig(Section):
     lowest_accuracy: float = Field(0.2, ge=0, le=1)
     """Over the rollouts that ``build_preferences`` made."""
     highest_accuracy: float = Field(0.8, ge=0, le=1)
+    """Over the same rollouts; an easier query is left out."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "SelectQueriesConfig":

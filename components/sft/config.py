@@ -12,6 +12,7 @@ class SftConfig(Section):
     """Fine-tuning of the pre-trained model."""
 
     training: TrainingConfig
+    """Next-token loss on the answers."""
     init: Literal["pretrained", "random"] = "pretrained"
     """``random`` draws new weights of the same shape: the control for what pre-training gives."""
     heldout_rows: int = Field(64, ge=1)

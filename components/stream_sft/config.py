@@ -20,7 +20,9 @@ class ChunkConfig(Section):
     """How a video becomes rows: overlapped chunks, attended to in full (StreamingVLM, section 3.2)."""
 
     seconds: float = Field(24.0, gt=0)
+    """Length of a chunk; longer than the vision window."""
     overlap_seconds: float = Field(12.0, ge=0)
+    """Shared by neighbouring chunks."""
     min_words_per_second: float = Field(2.0, ge=0)
     """A chunk with fewer spoken words is left out."""
     min_frame_pixels: int = Field(78_400, gt=0)
@@ -28,6 +30,7 @@ class ChunkConfig(Section):
     max_row_pixels: int = Field(19_267_584, gt=0)
     """Of all frames of a row together: 24,576 patches of 28 x 28."""
     max_frames: int = Field(480, gt=0)
+    """Of a row."""
 
     @model_validator(mode="after")
     def _moves_on(self) -> "ChunkConfig":
@@ -40,9 +43,12 @@ class StreamSftConfig(Section):
     """Fine-tuning on chunks that look like what the bounded cache holds."""
 
     training: StreamTrainingConfig
+    """The first stage, on overlapped chunks."""
     annealing: StreamTrainingConfig | None = None
     """A second stage on the best clips."""
     chunks: ChunkConfig = ChunkConfig()
+    """How rows are cut from videos."""
     cache: CacheConfig = CacheConfig()
+    """What the model will find in its cache, which the rows imitate."""
     heldout_rows: int = Field(64, ge=1)
     """Rows per family that are scored at the end."""

@@ -17,6 +17,8 @@ class CacheConfig(Section):
     reply_window_seconds: float = Field(16.0, gt=0)
     """Replies this recent stay beside their video; older ones join the earlier commentary."""
     frames_per_second: float = Field(2.0, gt=0)
+    """Frames taken from the video."""
     seconds_per_turn: float = Field(1.0, gt=0)
     """Video seconds between two replies."""
     max_new_tokens_per_turn: int = Field(20, gt=0)
+    """Longest reply."""
