@@ -128,7 +128,7 @@ def near_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
 
     The bits are cut into ``distance + 1`` bands, one of which two such hashes must share; only those are compared.
     """
-    bands = min(distance + 1, 64)
+    bands = distance + 1  # at distance 64 one band is empty, and everything shares it
     edges = [round(64 * band / bands) for band in range(bands + 1)]
     found = [np.zeros((0, 2), np.int64)]
     for low, high in itertools.pairwise(edges):
