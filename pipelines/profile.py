@@ -225,7 +225,7 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """Several overrides as one mapping; a later one wins."""
     merged: dict[str, Any] = {}
     for text in texts:
-        merged = _merge(merged, parse_override(text))
+        merged = merge(merged, parse_override(text))
     return merged
 
 
@@ -234,7 +234,7 @@ def _load(name_or_path: str | Path, overrides: _Layer) -> Profile:
     layers = [overrides, *_chain(path)]
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
-        merged = _merge(merged, layer.data)
+        merged = merge(merged, layer.data)
     merged["name"] = path.stem
     try:
         # Strict JSON takes a list for a tuple, but neither "64" nor true for a number.
@@ -287,12 +287,12 @@ def _label(path: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     """``top`` over ``base``: mappings merge, everything else is replaced."""
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 
