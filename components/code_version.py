@@ -19,7 +19,7 @@ def code_version(module: Path, root: Path, packages: tuple[str, ...] = ROOMS) ->
         root: directory that holds ``packages``.
         packages: top-level packages that count as the repository; everything else is the dependency lock's matter.
     """
-    digest = hashlib.sha256()
+    root, digest = root.resolve(), hashlib.sha256()
     for path in import_closure(module, root, packages):
         digest.update(
             f"{path.relative_to(root).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()

@@ -77,7 +77,7 @@ class Store:
 
     def workspace(self, key: str) -> Path:
         """The directory in which ``key`` is computed, as its last process left it. Hold the lock of ``key``."""
-        self._remove_dead()
+        self._remove_dead(but=key)
         directory = self.root / _WORK / key
         directory.mkdir(parents=True, exist_ok=True)
         return directory
@@ -106,10 +106,10 @@ class Store:
         found = [self.root / key / name for name, digest in outputs.items() if digest == sha256]
         return next((path for path in found if path.is_dir()), None)
 
-    def _remove_dead(self) -> None:
+    def _remove_dead(self, but: str) -> None:
         """Remove workspaces whose process is gone and that hold no finished computation."""
         for directory in (self.root / _WORK).glob("*"):
-            if (directory / COMPUTED).exists():
+            if directory.name == but or (directory / COMPUTED).exists():
                 continue
             lock = FileLock(self.root / _LOCKS / directory.name)
             try:

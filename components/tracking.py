@@ -43,7 +43,7 @@ _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACC
 
 def redacted(text: str) -> str:
     """``text`` without credentials: neither those in an address nor those of the environment."""
-    text = re.sub(r"://[^/@\s]*@", "://***@", text)
+    text = re.sub(r"://[^/\s]*@", "://***@", text)
     for name in _SECRETS:
         if secret := os.environ.get(name):
             text = text.replace(secret, "***")
@@ -58,7 +58,7 @@ def check_server(uri: str) -> None:
     """
     if urlsplit(uri).scheme not in ("http", "https"):
         return
-    address = re.sub(r"://[^/@\s]*@", "://", uri).rstrip("/") + "/health"
+    address = re.sub(r"://[^/\s]*@", "://", uri).rstrip("/") + "/health"
     for attempt in range(_PROBES):
         try:
             with urllib.request.urlopen(address, timeout=_PROBE_SECONDS):
@@ -195,9 +195,17 @@ def _pointer(uri: str, name: str, experiment_id: str, tags: dict[str, str], **fu
     """Id of a new logged model without files."""
     import mlflow
 
-    mlflow.set_tracking_uri(uri)  # clients cannot make logged models, only the global functions can
-    model = mlflow.initialize_logged_model(name=name, experiment_id=experiment_id, tags=tags, **further)
-    return mlflow.finalize_logged_model(model.model_id, "READY").model_id
+    # A client cannot make logged models, only functions that go by a global address can; it must not stay behind.
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        model = mlflow.initialize_logged_model(name=name, experiment_id=experiment_id, tags=tags, **further)
+        return mlflow.finalize_logged_model(model.model_id, "READY").model_id
+    finally:
+        mlflow.set_tracking_uri("")
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _known_model(client: "MlflowClient", model_id: str | None) -> str | None:
