@@ -6,6 +6,7 @@ They look at one row at a time, so a dataset streams through them; decisions bet
 import hashlib
 import json
 import os
+import re
 from typing import Any
 
 # Read by Daft when it is imported: this process alone, no usage reports, no progress bars of its own.
@@ -41,7 +42,8 @@ def signatures(dataset: Dataset, config: CurateConfig) -> daft.DataFrame:
     Columns: id, task, answers; reason (None where the row is sound, else "schema: ..." or "image: ..."); sha256, phash,
     format, width, height (lists over the images); text_key (hash of the messages); text (of rows without images).
     """
-    frame = daft.read_parquet([str(path) for path in dataset.shards])
+    # Daft takes a path for a pattern: its special characters are escaped.
+    frame = daft.read_parquet([re.sub(r"([\\*?\[\]{}])", r"\\\1", str(path)) for path in dataset.shards])
     frame = frame.with_column("invalid", schema_reason(*(col(name) for name in ROW_SCHEMA.names)))
     frame = frame.with_column("image", image_facts(col("media"), col("invalid"), config))
     facts = [col("image").get(name).alias(name) for name in ("sha256", "phash", "format", "width", "height")]

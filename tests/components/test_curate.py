@@ -381,3 +381,10 @@ def test_words_contaminate_rows_without_images_only(tmp_path):
     _, _, questions = curate(tmp_path, rows, [text_row("held", long, "Ulm."), text_row("short", "Is it so?")])
     assert set(reasons(questions)) == {"copied", "short copy"}
     assert all(reason.startswith("contaminated: ") for reason in reasons(questions).values())
+
+
+@pytest.mark.parametrize("name", ["a b", "a[1]", "a*", "a?{b}", "a\\b", "a%20#b"])
+def test_a_directory_may_have_any_name(tmp_path, name):
+    (tmp_path / "acb").mkdir()
+    _, _, questions = curate(tmp_path / name, [row(0)], [row(1)])
+    assert ids(questions) == ["row-0"]
