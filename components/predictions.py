@@ -94,12 +94,12 @@ def read_predictions(directory: Path) -> Predictions:
         raise InputError(f"{path}: larger than {_MAX_BYTES} bytes")
     try:
         table = pq.read_table(path, partitioning=None)
-        if not table.schema.equals(_SCHEMA):
-            raise InputError(f"{path}: its columns are not those of raw predictions")
         origin = Origin(**json.loads((table.schema.metadata or {})[_ORIGIN_KEY]))
-    except (pa.ArrowException, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a readable file of raw predictions ({reason})") from error
+    if not table.schema.equals(_SCHEMA):
+        raise InputError(f"{path}: its columns are not those of raw predictions")
     columns = table.to_pydict()
     return Predictions(origin, columns["id"], columns["prediction"], columns["swapped_prediction"])
 

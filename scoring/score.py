@@ -33,6 +33,7 @@ from scoring.text import anls, exact_match
 # Candidates for the best constant answer of one family: its most frequent references.
 MAX_CONSTANTS = 500
 
+_MAX_TOLERANCE = 1e12
 _Parsed = TypeVar("_Parsed")
 
 
@@ -152,7 +153,7 @@ def _settings(parameters: str, **defaults: Any) -> dict[str, Any]:
 def _parse_parameters(parameters: str) -> dict[str, Any]:
     try:
         given = json.loads(parameters or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError("scorer parameters: not JSON") from error
     if not isinstance(given, dict):
         raise ValueError("scorer parameters: not a JSON object")
@@ -166,7 +167,7 @@ def _usable(key: str, value: Any) -> bool:
     match key:
         case "tolerance" | "threshold":
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            return number and math.isfinite(value) and 0 <= value <= (1 if key == "threshold" else math.inf)
+            return number and 0 <= value <= (1 if key == "threshold" else _MAX_TOLERANCE)
         case "letters":
             return isinstance(value, str)
         case "options":
