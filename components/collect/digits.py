@@ -69,28 +69,28 @@ def _row(row_id: str, family: Family, canvas: Canvas, exchange: Exchange) -> Row
 
 def transcribe(canvas: Canvas, rng: np.random.Generator) -> Exchange:
     """The digits from left to right: "3 7 1"."""
-    return "Transcribe the digits from left to right.", _listed(canvas), scorer("exact")
+    return "Transcribe.", _listed(canvas), scorer("exact")
 
 
 def boxed_transcription(canvas: Canvas) -> Exchange:
     """Each digit with its box: "7 120 300 260 480; 3 ...": it teaches the places that ``locate`` asks for."""
     parts = (f"{digit} {canvas.box_text(index)}" for index, digit in enumerate(canvas.digits))
-    return "Transcribe the digits and their boxes from left to right.", "; ".join(parts), scorer("exact")
+    return "Transcribe with boxes.", "; ".join(parts), scorer("exact")
 
 
 def read(canvas: Canvas, rng: np.random.Generator) -> Exchange:
     """The digits from left to right, asked as a question."""
-    return "Which digits are shown, from left to right?", _listed(canvas), scorer("exact")
+    return "Which digits?", _listed(canvas), scorer("exact")
 
 
 def count(canvas: Canvas, rng: np.random.Generator) -> Exchange:
     """How many digits there are."""
-    return "How many digits are there?", str(len(canvas.digits)), scorer("numeric")
+    return "How many digits?", str(len(canvas.digits)), scorer("numeric")
 
 
 def maximum(canvas: Canvas, rng: np.random.Generator) -> Exchange:
     """The largest digit."""
-    return "What is the largest digit?", str(max(canvas.digits)), scorer("numeric")
+    return "Largest digit?", str(max(canvas.digits)), scorer("numeric")
 
 
 def locate(canvas: Canvas, rng: np.random.Generator) -> Exchange | None:
@@ -99,7 +99,7 @@ def locate(canvas: Canvas, rng: np.random.Generator) -> Exchange | None:
     if not unique:
         return None
     index = unique[int(rng.integers(len(unique)))]
-    return f"Where is the {canvas.digits[index]}?", canvas.box_text(index), scorer("box_iou", threshold=0.5)
+    return f"Where is {canvas.digits[index]}?", canvas.box_text(index), scorer("box_iou", threshold=0.5)
 
 
 def _listed(canvas: Canvas) -> str:

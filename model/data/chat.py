@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-IMAGE_PLACEHOLDER = "<image>"
+from model.data.schema import IMAGE_PLACEHOLDER
+
+__all__ = ["IMAGE_PLACEHOLDER", "Segment", "chat_template", "render_chat"]
+
 IMG_START, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 

@@ -4,23 +4,32 @@ from pydantic import Field, model_validator
 
 from model.config import Section
 
-ENGLISH_SYSTEM_PROMPT = "You answer questions about images."
+ENGLISH_SYSTEM_PROMPT = "Answer briefly."
 
 
 class VisionConfig(Section):
     """InternViT (reference: InternVL3.5, section 2.1; the defaults are InternViT-300M)."""
 
     hidden_size: int = Field(1024, gt=0)
+    """Width of the tower."""
     num_hidden_layers: int = Field(24, gt=0)
+    """Transformer layers."""
     num_attention_heads: int = Field(16, gt=0)
+    """Heads of each layer."""
     intermediate_size: int = Field(4096, gt=0)
+    """Width inside the MLP."""
     image_size: int = Field(448, gt=0)
     """Side of a tile in pixels."""
     patch_size: int = Field(14, gt=0)
+    """Side of a patch in pixels."""
     norm_type: str = Field("layer_norm", pattern="^(layer_norm|rms_norm)$")
+    """`layer_norm` (300M) or `rms_norm` (6B)."""
     use_qk_norm: bool = False
+    """Normalise queries and keys over the whole width (6B)."""
     attention_bias: bool = True
+    """Biases of queries, keys and values (300M)."""
     layer_scale_init_value: float = Field(0.1, gt=0)
+    """Start of the learned scale of each residual branch."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "VisionConfig":
@@ -35,15 +44,25 @@ class LanguageConfig(Section):
     """A causal language model of transformers (the defaults are Qwen3-0.6B)."""
 
     model_type: str = "qwen3"
+    """Its name in transformers."""
     hidden_size: int = Field(1024, gt=0)
+    """Width of the model."""
     num_hidden_layers: int = Field(28, gt=0)
+    """Transformer layers."""
     num_attention_heads: int = Field(16, gt=0)
+    """Query heads of each layer."""
     num_key_value_heads: int = Field(8, gt=0)
+    """Key and value heads, shared by groups of query heads."""
     head_dim: int = Field(128, gt=0)
+    """Width of a head."""
     intermediate_size: int = Field(3072, gt=0)
+    """Width inside the MLP."""
     max_position_embeddings: int = Field(40960, gt=0)
+    """Longest sequence in tokens."""
     rope_theta: float = Field(1e6, gt=0)
+    """Base of the rotary frequencies."""
     tie_word_embeddings: bool = True
+    """The output head is the input embedding (Qwen3 up to 4B)."""
     extra: dict[str, int | float | bool | str] = Field(default_factory=dict)
     """Further keys of the transformers configuration (experts of a mixture, ...)."""
 
@@ -52,7 +71,9 @@ class ModelConfig(Section):
     """ViT, pixel unshuffle, projector, language model, tiling."""
 
     vision: VisionConfig = VisionConfig()
+    """The vision tower."""
     language: LanguageConfig = LanguageConfig()
+    """The language model."""
     vision_checkpoint: str | None = None
     """Local directory of a pretrained vision tower; random weights when None."""
     language_checkpoint: str | None = None
@@ -60,8 +81,11 @@ class ModelConfig(Section):
     downsample_ratio: float = Field(0.5, gt=0, le=1)
     """Pixel unshuffle keeps this share of each side of the patch grid."""
     min_tiles: int = Field(1, ge=1)
+    """Fewest tiles of an image, thumbnail not counted."""
     max_tiles: int = Field(12, ge=1)
+    """Most tiles of an image, thumbnail not counted."""
     system_prompt: str = ENGLISH_SYSTEM_PROMPT
+    """Stands before every conversation; saved in the chat template."""
 
     @property
     def rows_per_tile(self) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from model.data.errors import InputError
 
@@ -65,6 +65,8 @@ def read_image(data: bytes, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = 
             image = ImageOps.exif_transpose(image)
     except InputError:
         raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"not an image of a known format ({', '.join(_FORMATS)})") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError) as error:
         raise InputError(f"image cannot be decoded: {error}") from error
     return _to_rgb(image)
