@@ -155,7 +155,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def on_validation(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
+        # Of a union's errors the deepest is about the variant that was meant.
+        first = max(error.errors(), key=lambda found: len(found["loc"]))
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
         # The offending input stays out of the message: it may be megabytes, or not even encodable.
         message = f"{where}: {first['msg']}".encode("utf-8", "replace").decode()

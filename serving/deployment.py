@@ -84,7 +84,7 @@ def read_deployment(path: Path) -> Deployment:
     try:
         return Deployment.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = max(error.errors(), key=lambda found: len(found["loc"]))
         where = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(f"{path}: {where}: {first['msg']}") from None
 

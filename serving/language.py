@@ -5,6 +5,7 @@ The port is bound before torch is imported, so that a port in use is reported at
 
 import logging
 
+from model.flash.processor import load_processor
 from serving.config import LanguageServerConfig
 from serving.process import announce, bind, parse_arguments, run_main
 
@@ -15,6 +16,8 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING)
     bound = bind(config.host, config.port)
     announce(announcement, bound.getsockname()[1])
+    # Imports no torch: an incomplete directory is reported at once.
+    load_processor(directory)
     import torch
 
     from serving.asgi import serve_http

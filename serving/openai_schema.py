@@ -169,11 +169,15 @@ class Usage(BaseModel):
 
 
 def refuse_reserved(text: str) -> str:
-    """``text``, unless it holds a media placeholder.
+    """``text``, unless it holds a reserved word, or half a surrogate pair, which no tokenizer can encode.
 
     Raises:
         ValueError: it does.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("text must not contain lone surrogates") from None
     if found := next((word for word in RESERVED if word in text), None):
         raise ValueError(f"text must not contain the reserved word {found!r}; send media as parts")
     return text

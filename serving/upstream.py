@@ -144,7 +144,7 @@ class LanguageClient:
         """
         async with self._post(body, request_id) as response:
             try:
-                reply = json.loads(await _read(response))
+                reply = _object(await _read(response))
             except (httpx.HTTPError, ValueError):
                 self._forget()
                 raise ApiError(502, "the language predictor broke off its answer", "language_failed") from None
@@ -214,7 +214,7 @@ class LanguageClient:
                 payload = line.removeprefix("data:").strip()
                 if payload == "[DONE]":
                     return
-                event = json.loads(payload)
+                event = _object(payload)
                 if "error" in event:
                     raise ApiError(502, str(event["error"].get("message", "failed"))[:500], "language_failed")
                 yield event
@@ -223,6 +223,18 @@ class LanguageClient:
             raise broken from None
         self._forget()
         raise broken
+
+
+def _object(text: str | bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: it is none.
+    """
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[str]:

@@ -13,6 +13,7 @@ import grpc
 from prometheus_client import start_http_server
 
 from model.data.errors import InputError
+from model.flash.processor import load_processor
 from serving.config import VisionServerConfig
 from serving.process import announce, parse_arguments, run_main
 
@@ -43,6 +44,8 @@ async def _serve(config: VisionServerConfig, directory: Path, announcement: Path
     except RuntimeError as error:
         raise InputError(f"cannot listen on {config.host} port {config.port}: in use, or not an address") from error
     announce(announcement, port)
+    # Imports no torch: an incomplete directory is reported at once.
+    load_processor(directory)
     _register(server, config, directory)
     await server.start()
     if config.metrics_port is not None:
