@@ -175,7 +175,7 @@ BAD_IMAGES = {
     "truncated": (encode(picture(1))[:-200], "cannot be decoded"),
     "truncated-jpeg": (encode(picture(1, 200), "JPEG")[:900], "cannot be decoded"),
     "zero-byte": (b"", "0 bytes"),
-    "text": (b"<html>not found</html>", "cannot be decoded"),
+    "text": (b"<html>not found</html>", "not an image of a known format"),
     "1x1": (encode(Image.new("RGB", (1, 1))), "1 x 1 pixels"),
     "20000x20000": (png_header(20_000, 20_000), "400000000"),
     "8000x8000": (png_header(8_000, 8_000), "8000 x 8000 pixels"),
