@@ -100,9 +100,8 @@ def check_gpu(name: str | None) -> Check:
     return Check("GPU", "none, and none is needed" if name is None else f"{name}, left alone: tiny runs on the CPU")
 
 
-def preflight(root: Path) -> list[Check]:
-    """Every check, for the checkout at ``root``."""
-    installed = (root / ".venv" / ".line").exists()
+def preflight(root: Path, installed: bool) -> list[Check]:
+    """Every check, for the checkout at ``root``, whose environment is there or not."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return [
         check_python(tuple(sys.version_info[:3])),
@@ -116,7 +115,8 @@ def preflight(root: Path) -> list[Check]:
 
 def main() -> int:
     """Print the table; 1 when something stops the demo."""
-    checks = preflight(Path(__file__).resolve().parent.parent)
+    root = Path(__file__).resolve().parent.parent
+    checks = preflight(root, (root / ".venv" / ".line").exists())
     print("This machine")
     for check in checks:
         print(f"  {check.name:<9} {check.found}")

@@ -63,7 +63,8 @@ class RegistryEntry(Section):
 class DvcLock(Section):
     """The untracked dvc.lock of this run."""
 
-    lock_sha256: str
+    lock_sha256: str | None
+    """Null where dvc.lock does not describe this run: another profile or place than params.yaml and dvc.yaml name."""
 
 
 class Summary(Section):

@@ -1,0 +1,52 @@
+"""Where a user's mistake, a full disk or an interrupt becomes one line. A bug keeps its traceback."""
+
+import os
+import shlex
+import sys
+from typing import Any
+
+import click
+from typer.core import TyperGroup
+
+from model.data.errors import InputError
+
+
+def resume_command() -> str:
+    """The command that continues this one: what the user typed."""
+    return os.environ.get("FOVEA_RESUME") or shlex.join(["fovea", *sys.argv[1:]])
+
+
+class OneLineErrors(TyperGroup):
+    """A group of commands whose errors are lines."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; exits with 2 for a mistake or a full disk, with 130 for Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            _complain([f"error: {line}" for line in str(error).splitlines()])
+            raise click.exceptions.Exit(2) from error
+        except KeyboardInterrupt as error:
+            _complain([f"interrupted; what is done is kept; to continue: {resume_command()}"])
+            raise click.exceptions.Exit(130) from error
+        except Exception as error:
+            if isinstance(error, click.exceptions.Exit | click.ClickException | click.Abort):
+                raise
+            disk = _full_disk(error)
+            if disk is None:
+                raise
+            _complain([f"error: no space left on {disk}; free some, then: {resume_command()}"])
+            raise click.exceptions.Exit(2) from error
+
+
+def _full_disk(error: Exception) -> str | None:
+    """The place that is full, if that is what went wrong."""
+    from components.failure import full_disk
+    from components.settings import Settings
+
+    return full_disk(error, Settings.from_environment())
+
+
+def _complain(lines: list[str]) -> None:
+    for line in lines:
+        print(f"fovea: {line}", file=sys.stderr)
