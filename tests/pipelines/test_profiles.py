@@ -502,3 +502,12 @@ def test_params_that_cannot_be_used_are_one_line(tmp_path, text, problem):
     with pytest.raises(InputError, match=r"params\.yaml: ") as caught:
         load_params(write(tmp_path, text, "params.yaml"))
     assert problem in str(caught.value)
+
+
+def test_the_example_in_the_documentation_loads(tmp_path):
+    text = (REPOSITORY / "docs" / "profiles.md").read_text()
+    example = text.split("```yaml\n")[1].split("```")[0]
+    profile = load_profile(write(tmp_path, example, "digits_wide.yaml"))
+    assert (profile.name, profile.sft.training.steps) == ("digits_wide", 2000)
+    for name in profile_names():
+        assert f"`{name}`" in text or f"`{name.removeprefix('internvl3_5')}`" in text
