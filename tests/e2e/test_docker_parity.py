@@ -45,7 +45,8 @@ def run_first_steps(out: Path, *image: str) -> dict[str, dict]:
     with (out / "log.txt").open("w") as log:
         command = [sys.executable, str(Path(__file__).with_name("run_first_steps.py")), str(out), *image]
         done = subprocess.run(command, cwd=out, stdout=log, stderr=log, timeout=600)
-    assert done.returncode == 0, (out / "log.txt").read_text()[-4000:]
+    hint = "\nIs the image older than this tree? infra/images/build train" if image else ""
+    assert done.returncode == 0, (out / "log.txt").read_text()[-4000:] + hint
     records = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
     return {record["step"]: record for record in records}
 
