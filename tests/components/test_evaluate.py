@@ -99,6 +99,22 @@ def test_stored_answers_are_what_is_scored(evaluated, heldout_rows, tmp_path):
     assert {(family.score, family.swapped, family.unparsed) for family in table.values()} == {(1.0, None, 0)}
 
 
+def test_answers_to_swapped_images_are_scored_too(evaluated, heldout_rows, tmp_path):
+    origin = read_predictions(evaluated[0]).origin
+    truths = [row["answers"][0] for row in heldout_rows]
+    write_predictions(tmp_path, heldout_rows, ["?"] * len(truths), [*truths[:-1], None], origin)
+    table = score_stored(CONFIG, tmp_path, heldout_rows)
+    assert {(family.score, family.swapped) for family in table.values()} == {(0.0, 1.0)}
+    assert all(family.swapped is not None for family in evaluated[1].heldout.values())
+
+
+def test_kept_answers_to_other_rows_are_not_used(evaluated, random_models, heldout, heldout_rows, tmp_path, context):
+    write_dataset(tmp_path / "reversed", heldout_rows[::-1])
+    run(CONFIG, model=random_models[0], heldout=tmp_path / "reversed", evaluation=tmp_path / "first", context=context)
+    run(CONFIG, model=random_models[0], heldout=heldout, evaluation=tmp_path / "second", context=context)
+    assert payload_sha256(tmp_path / "second") == payload_sha256(evaluated[0])
+
+
 def test_raw_answers_survive_when_scoring_fails(random_models, heldout, tmp_path, context, monkeypatch, heldout_rows):
     def fail(*_, **__):
         raise RuntimeError("scoring failed")
@@ -209,7 +225,7 @@ def test_damaged_raw_answers_are_named(evaluated, heldout, tmp_path):
         score_stored(CONFIG, tmp_path, rows)
     (tmp_path / PREDICTIONS).write_bytes(whole)
     with pytest.raises(InputError, match="not those of the held-out dataset"):
-        score_stored(CONFIG, tmp_path, rows[:-1])
+        score_stored(CONFIG, tmp_path, rows[::-1])
     pq.write_table(pq.read_table(evaluated[0] / PREDICTIONS).drop_columns(["task"]), tmp_path / PREDICTIONS)
     with pytest.raises(InputError, match="columns"):
         score_stored(CONFIG, tmp_path, rows)

@@ -200,6 +200,22 @@ def test_recorded_answers_to_another_question_are_not_used(
     assert answers == read_predictions(evaluations[1]).answers
 
 
+def test_recorded_answers_are_used_only_when_tag_and_rows_agree(
+    random_models, heldout, heldout_rows, evaluations, tmp_path, context
+):
+    asked, theirs = (read_predictions(directory) for directory in evaluations)
+    champion = recorded_champion(random_models[1], heldout, tmp_path)
+
+    def answers_of(version, rows):
+        write_predictions(tmp_path, rows, ["recorded"] * len(rows), [None] * len(rows), theirs.origin)
+        return champion_answers(CONFIG, version, heldout_rows, asked.origin, context)
+
+    assert set(answers_of(champion, heldout_rows)) == {"recorded"}
+    assert answers_of(champion, heldout_rows[::-1]) == theirs.answers
+    retagged = version_of(random_models[1], **(champion.tags | {"heldout_sha256": "0" * 64}))
+    assert answers_of(retagged, heldout_rows) == theirs.answers
+
+
 def test_a_champion_whose_directory_is_gone_is_named_with_the_way_out(judged, random_models, tmp_path):
     gone = RegisteredModel("fovea", 3, str(tmp_path / "gone"), "0" * 64)
     with pytest.raises(InputError, match=r"champion fovea version 3: no such directory .*gone.*`fovea rollback`"):

@@ -39,6 +39,7 @@ OPTIONS = ["a cat", "a dog", "vitamin C", "a black cat"]
         ("B. vitamin C", "B"),
         ("A\nThe man walks.", "A"),
         ("The man walks.\n\nD", "D"),
+        ("B is too small and C too big. D", "D"),
         # In brackets, or alone.
         ("It must be (C) then", "C"),
         ("D, because it rains", "D"),

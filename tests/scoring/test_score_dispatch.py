@@ -105,6 +105,19 @@ def test_the_mean_box_may_be_the_best_constant_answer():
     assert (best.answer, best.score) == ("20 20 220 220", 1.0)
 
 
+def test_the_mean_box_beats_references_and_median_that_miss_one():
+    rows = [row("locate", "box_iou", f"{x} 0 {x + 200} 200", threshold=0.6) for x in (0, 0, 60)]
+    best = best_constant(rows)["locate"]
+    assert (best.answer, best.score) == ("20 0 220 200", 1.0)
+
+
+def test_the_median_box_is_not_led_astray_by_an_outlier():
+    corners = [(20, 0), (0, 20), (40, 20), (20, 40), (700, 700)]
+    rows = [row("locate", "box_iou", f"{x} {y} {x + 200} {y + 200}", threshold=0.75) for x, y in corners]
+    best = best_constant(rows)["locate"]
+    assert (best.answer, best.score) == ("20 20 220 220", 0.8)
+
+
 def test_each_family_has_its_own_constant_and_ties_go_to_the_first_seen():
     rows = [row("count", "numeric", "3"), row("read", "exact", "x"), row("count", "numeric", "4")]
     constants = best_constant(rows)
