@@ -213,7 +213,7 @@ def parse_override(text: str) -> dict[str, Any]:
         InputError: not of the form key=value.
     """
     key, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+    if not equals or not re.fullmatch(r"\w+(\.\w+){0,15}", key):
         raise InputError(f"override {text!r}: write key=value, e.g. sft.training.learning_rate=1e-4")
     nested = parse_yaml(value, f"override {key}")
     for part in reversed(key.split(".")):
