@@ -1,6 +1,7 @@
 """Canvases: glyphs at random places and magnifications on a noisy grey background.
 
-The digits occupy disjoint columns, so their order from left to right is never in doubt.
+Every digit lies somewhere in a cell of its own of a coarse grid, so the order of reading (row by row, each from left to
+right) is never in doubt.
 """
 
 import io
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from components.collect.config import DIGIT_GAP, GLYPH_SIDE, DigitsConfig
+from components.collect.config import GLYPH_SIDE, DigitsConfig
 from components.collect.glyphs import Glyphs
 
 Box = tuple[int, int, int, int]
@@ -28,7 +29,7 @@ class Canvas:
     Attributes:
         png: encoded grey image.
         width, height: pixels.
-        digits: from left to right.
+        digits: in the order of reading.
         boxes: (left, top, right, bottom) of each digit's ink in pixels, right and bottom exclusive.
     """
 
@@ -65,23 +66,20 @@ class Painter:
         if count is None:
             count = int(rng.integers(config.digits[0], config.digits[1] + 1))
         chosen = rng.integers(len(self._glyphs), size=count).tolist()
-        patches = self._fitting(rng, chosen, width)
-        boxes = _place(rng, [patch.shape for patch in patches], width, height)
+        smallest, largest = self._sizes
+        sizes = rng.integers(smallest, largest + 1, size=count).tolist()
+        patches = [self._patch(index, size) for index, size in zip(chosen, sizes, strict=True)]
+        columns = config.cells * (2 if wide else 1)
+        cells = sorted(rng.choice(columns * config.cells, size=count, replace=False).tolist())
+        boxes = [
+            _place(rng, patch.shape, divmod(cell, columns), config.canvas / config.cells)
+            for patch, cell in zip(patches, cells, strict=True)
+        ]
         image = _paint(rng, patches, boxes, width, height)
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "PNG", compress_level=1)
         digits = tuple(int(self._glyphs.labels[index]) for index in chosen)
         return Canvas(buffer.getvalue(), width, height, digits, tuple(boxes))
-
-    def _fitting(self, rng: np.random.Generator, chosen: list[int], width: int) -> list[np.ndarray]:
-        """Patches of random sizes, shrunk together until they fit beside each other."""
-        smallest, largest = self._sizes
-        sizes = rng.integers(smallest, largest + 1, size=len(chosen)).tolist()
-        while True:
-            patches = [self._patch(index, size) for index, size in zip(chosen, sizes, strict=True)]
-            if sum(patch.shape[1] + DIGIT_GAP for patch in patches) - DIGIT_GAP <= width:
-                return patches
-            sizes = [max(smallest, size - 1) for size in sizes]
 
     def _patch(self, index: int, size: int) -> np.ndarray:
         """Glyph ``index`` magnified to ``size`` pixels and cut to its ink: float32 [H, W] in [0, 1]."""
@@ -95,16 +93,12 @@ class Painter:
         return patch
 
 
-def _place(rng: np.random.Generator, shapes: list[tuple[int, ...]], width: int, height: int) -> list[Box]:
-    """Boxes of patches in disjoint columns, every horizontal arrangement equally likely."""
-    used = sum(columns + DIGIT_GAP for _, columns in shapes) - DIGIT_GAP
-    offsets = sorted(rng.integers(width - used + 1, size=len(shapes)).tolist())
-    boxes, cursor = [], 0
-    for (rows, columns), offset in zip(shapes, offsets, strict=True):
-        left, top = cursor + offset, int(rng.integers(height - rows + 1))
-        boxes.append((left, top, left + columns, top + rows))
-        cursor += columns + DIGIT_GAP
-    return boxes
+def _place(rng: np.random.Generator, shape: tuple[int, ...], cell: tuple[int, int], side: float) -> Box:
+    """Box of a patch of ``shape`` at a random place in a cell (row, column) of ``side`` pixels."""
+    (rows, columns), (row, column) = shape, cell
+    top = round(row * side) + int(rng.integers(int(side) - rows + 1))
+    left = round(column * side) + int(rng.integers(int(side) - columns + 1))
+    return (left, top, left + columns, top + rows)
 
 
 def _paint(

@@ -12,8 +12,6 @@ Family = Literal["transcribe", "read", "count", "maximum", "locate"]
 
 GLYPH_SIDE = 8
 """Side of scikit-learn's glyphs, before magnification."""
-DIGIT_GAP = 2
-"""Columns that stay free between neighbouring digits, in pixels."""
 
 
 class DigitsConfig(Section):
@@ -27,7 +25,9 @@ class DigitsConfig(Section):
     """Share of canvases that are two tiles wide."""
     digits: tuple[int, int] = (1, 4)
     """Fewest and most digits on a canvas."""
-    scale: tuple[float, float] = (1.5, 2.5)
+    cells: int = Field(2, ge=1, le=16)
+    """Rows and columns of the coarse grid on a square canvas; every digit lies in a cell of its own."""
+    scale: tuple[float, float] = (2.0, 3.25)
     """Smallest and largest magnification of the 8 x 8 glyphs."""
     transcriptions: int = Field(ge=1)
     """Training rows of the family ``transcribe``."""
@@ -48,10 +48,10 @@ class DigitsConfig(Section):
             raise ValueError("digits must be (fewest, most) with 1 <= fewest <= most")
         if not 1 <= smallest <= largest:
             raise ValueError("scale must be (smallest, largest) with 1 <= smallest <= largest")
-        if most * (round(GLYPH_SIDE * smallest) + DIGIT_GAP) > self.canvas:
-            raise ValueError(f"{most} digits of scale {smallest} do not fit beside each other on {self.canvas} pixels")
-        if round(GLYPH_SIDE * largest) > self.canvas:
-            raise ValueError(f"a digit of scale {largest} does not fit on {self.canvas} pixels")
+        if most > self.cells**2:
+            raise ValueError(f"{most} digits do not fit in {self.cells} x {self.cells} cells")
+        if round(GLYPH_SIDE * largest) > self.canvas // self.cells:
+            raise ValueError(f"a digit of scale {largest} does not fit in a cell of {self.canvas // self.cells} pixels")
         return self
 
 

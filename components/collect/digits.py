@@ -68,7 +68,7 @@ def _row(row_id: str, family: Family, canvas: Canvas, exchange: Exchange) -> Row
 
 
 def transcribe(canvas: Canvas, rng: np.random.Generator) -> Exchange:
-    """The digits from left to right: "3 7 1"."""
+    """The digits in the order of reading: "3 7 1"."""
     return "Transcribe.", _listed(canvas), scorer("exact")
 
 
@@ -79,7 +79,7 @@ def boxed_transcription(canvas: Canvas) -> Exchange:
 
 
 def read(canvas: Canvas, rng: np.random.Generator) -> Exchange:
-    """The digits from left to right, asked as a question."""
+    """The digits in the order of reading, asked as a question."""
     return "Which digits?", _listed(canvas), scorer("exact")
 
 

@@ -32,7 +32,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 def transformers_config(config: ModelConfig, tokenizer: Tokenizer) -> InternVLConfig:
     """The configuration of ``InternVLForConditionalGeneration`` for ours."""
-    vision = config.vision.model_dump()
+    vision = config.vision.model_dump(exclude={"position_init_std"})
     # Published checkpoints take the last hidden state as it is: no final norm.
     vision |= {"model_type": "internvl_vision", "use_mean_pooling": True}
     language = config.language.model_dump(exclude={"extra", "rope_theta"}) | dict(config.language.extra)
@@ -63,7 +63,7 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer, *, seed: int) -> tupl
     processor = processor_for(config, tokenizer)
     torch.manual_seed(seed)
     model = FlashModel(transformers_config(config, tokenizer), processor.tiling)
-    initialise_positions(model)
+    initialise_positions(model, config.vision.position_init_std)
     if config.vision_checkpoint is not None:
         pretrained = _pretrained(InternVLVisionModel, "model.vision_checkpoint", config.vision_checkpoint)
         _load_half(model.vision_tower, pretrained, config.vision_checkpoint)
@@ -110,17 +110,18 @@ def processor_for(config: ModelConfig, tokenizer: Tokenizer) -> FlashProcessor:
     return FlashProcessor(tokenizer, tiling, config.rows_per_tile, config.system_prompt)
 
 
-def initialise_positions(model: FlashModel) -> None:
+def initialise_positions(model: FlashModel, std: float) -> None:
     """Draw position and class embeddings: transformers leaves them at zero, which only suits loading weights."""
     embeddings = model.vision_tower.embeddings
     for parameter in (embeddings.position_embeddings, embeddings.cls_token):
         if parameter is not None:
-            torch.nn.init.normal_(parameter, std=0.02)
+            torch.nn.init.normal_(parameter, std=std)
 
 
 def redraw_weights(model: FlashModel, seed: int) -> None:
-    """Replace all weights by new random ones of the same shapes."""
+    """Replace all weights by new random ones of the same shapes and the same spread of positions."""
     torch.manual_seed(seed)
+    std = model.vision_tower.embeddings.position_embeddings.std().item()
     fresh = FlashModel(model.config, model.tiling)
-    initialise_positions(fresh)
+    initialise_positions(fresh, std)
     model.load_state_dict(fresh.state_dict())

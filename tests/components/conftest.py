@@ -24,7 +24,9 @@ def digits(tmp_path_factory) -> Path:
     """Outputs of collect: ``corpus``, ``heldout``, ``tokenizer``."""
     directory = tmp_path_factory.mktemp("digits")
     config = CollectConfig(
-        digits=DigitsConfig(canvas=28, digits=(1, 2), transcriptions=8, questions=8, heldout=ROWS_PER_FAMILY),
+        digits=DigitsConfig(
+            canvas=28, digits=(1, 2), scale=(1.0, 1.75), transcriptions=8, questions=8, heldout=ROWS_PER_FAMILY
+        ),
         vocabulary=300,
     )
     outputs = {name: directory / name for name in ("corpus", "heldout", "tokenizer")}
