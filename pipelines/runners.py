@@ -108,8 +108,12 @@ def _run(
     write_atomic(run_dir / _JOB, json.dumps({"configs": configs, "root": str(settings.out / "kfp")}).encode())
     if on_start:
         on_start(run_dir)
-    # KFP leaves a temporary directory per step behind; here they go with the run.
-    surroundings = {**settings.environment(), "TMPDIR": str(run_dir / "tmp"), "PYTHONUNBUFFERED": "1"}
+    surroundings = {
+        **settings.environment(),
+        "TMPDIR": str(run_dir / "tmp"),  # KFP leaves a directory per step behind; here they go with the run
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # a folder named model or components in the user's directory is not ours
+    }
     with (run_dir / "log.txt").open("wb") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "pipelines.runners", str(run_dir), str(os.getpid())],

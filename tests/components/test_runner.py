@@ -313,7 +313,7 @@ def spawn(toys: Path, where: str, *, hangs: bool = False) -> subprocess.Popen:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} never came"
         time.sleep(0.02)
@@ -324,7 +324,7 @@ def test_a_killed_step_leaves_its_state_and_the_same_call_continues(toys, number
     child = spawn(toys, "wanted", hangs=True)
     wait_for(toys / "calls.half")
     child.send_signal(number)
-    child.communicate(timeout=30)
+    child.communicate(timeout=60)
     assert not (toys / "wanted").exists()
     (state,) = (toys / "out/state").iterdir()
     assert (state / "steps").read_text() == "2"
