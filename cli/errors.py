@@ -5,7 +5,7 @@ import shlex
 import sys
 from typing import Any
 
-import click
+import typer
 from typer.core import TyperGroup
 
 from model.data.errors import InputError
@@ -19,24 +19,22 @@ def resume_command() -> str:
 class OneLineErrors(TyperGroup):
     """A group of commands whose errors are lines."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: typer.Context) -> Any:
         """Run the command; exits with 2 for a mistake or a full disk, with 130 for Ctrl-C."""
         try:
             return super().invoke(ctx)
         except InputError as error:
             _complain([f"error: {line}" for line in str(error).splitlines()])
-            raise click.exceptions.Exit(2) from error
+            raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             _complain([f"interrupted; what is done is kept; to continue: {resume_command()}"])
-            raise click.exceptions.Exit(130) from error
+            raise typer.Exit(130) from error
         except Exception as error:
-            if isinstance(error, click.exceptions.Exit | click.ClickException | click.Abort):
-                raise
             disk = _full_disk(error)
             if disk is None:
                 raise
             _complain([f"error: no space left on {disk}; free some, then: {resume_command()}"])
-            raise click.exceptions.Exit(2) from error
+            raise typer.Exit(2) from error
 
 
 def _full_disk(error: Exception) -> str | None:

@@ -2,12 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from components.settings import Settings
+from cli.registry import registry_uri
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 
@@ -43,7 +42,7 @@ def status(machine: JsonOption = False) -> None:
     found = {
         "out": str(settings.out),
         "last_run": _last_run(settings.out / "runs"),
-        "registry": _registry(settings),
+        "registry": _registry(),
         "serving": _serving(settings.out / "serve"),
     }
     if machine:
@@ -67,14 +66,14 @@ def _last_run(runs: Path) -> dict[str, Any] | None:
     }
 
 
-def _registry(settings: "Settings") -> list[dict[str, Any]]:
-    """Versions that hold an alias. A database that no run has made yet is not made here."""
+def _registry() -> list[dict[str, Any]]:
+    """Versions that hold an alias."""
     from components.tracking import MlflowRegistry
 
-    file = settings.tracking_uri.removeprefix("sqlite:///")
-    if file != settings.tracking_uri and not Path(file).exists():
+    uri = registry_uri()
+    if uri is None:
         return []
-    registry = MlflowRegistry(settings.tracking_uri)
+    registry = MlflowRegistry(uri)
     found = [(alias, registry.by_alias("fovea", alias)) for alias in ("champion", "challenger")]
     return [
         {"name": model.name, "alias": alias, "version": model.version, "storage_uri": model.storage_uri}

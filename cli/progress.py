@@ -40,9 +40,9 @@ def read_update(run_dir: Path) -> Update | None:
     """The newest progress of a run, or None while there is none."""
     try:
         record = json.loads((run_dir / "progress.json").read_text())
-    except (OSError, ValueError):
+        return Update(**{name: record[name] for name in Update.__dataclass_fields__})
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Update(**{name: record[name] for name in Update.__dataclass_fields__})
 
 
 def in_words(seconds: float) -> str:

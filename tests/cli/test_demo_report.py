@@ -54,12 +54,8 @@ def report(summary):
     right = Example("maximum", image_uri(), "What is the largest digit?", "9", "9", True)
     hostile = Example("read", image_uri(), "Read <b>all</b> digits.", "<script>alert(1)</script>", "4 2", False)
     nodes = [
-        charts.LineageNode(
-            "collect", "12 s", [("corpus", "3f2a9c01"), ("tokenizer", "0c")], []
-        ),
-        charts.LineageNode(
-            "curate", "3 s, cached", [("transcriptions", "99"), ("questions", "8d")], ["collect"]
-        ),
+        charts.LineageNode("collect", "12 s", [("corpus", "3f2a9c01"), ("tokenizer", "0c")], []),
+        charts.LineageNode("curate", "3 s, cached", [("transcriptions", "99"), ("questions", "8d")], ["collect"]),
         charts.LineageNode("pretrain", "155 s", [("model", "5c0ffee0")], ["curate", "collect"]),
     ]
     losses = [("pretrain", [(step, 6.0 / (1 + step / 20)) for step in range(0, 1200, 10)]), ("sft", [])]
