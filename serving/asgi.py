@@ -207,7 +207,14 @@ def server_sent_event(body: dict[str, Any] | str) -> bytes:
     return f"data: {body if isinstance(body, str) else json.dumps(body, separators=(',', ':'))}\n\n".encode()
 
 
-def serve_http(app: ASGIApp, bound: socket.socket) -> None:
-    """Serve ``app`` on ``bound`` until SIGTERM or SIGINT; open streams get five seconds to end."""
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, lifespan="on")
+def serve_http(app: ASGIApp, bound: socket.socket, max_connections: int | None = None) -> None:
+    """Serve ``app`` on ``bound`` until SIGTERM or SIGINT; open streams get three seconds to end."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        limit_concurrency=max_connections,
+        timeout_graceful_shutdown=3,
+    )
     uvicorn.Server(config).run(sockets=[bound])

@@ -83,6 +83,8 @@ class GatewayConfig(Section):
     """Largest gRPC message in either direction."""
     max_in_flight: int = Field(64, ge=1)
     """Requests worked on at once; beyond them 429."""
+    max_connections: int = Field(256, ge=1)
+    """Open connections, those that are still sending their request included; beyond them 503."""
     connect_timeout_s: float = Field(2.0, gt=0)
     probe_timeout_s: float = Field(3.0, gt=0)
     """Longest wait for a health answer of a predictor."""

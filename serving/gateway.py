@@ -259,7 +259,7 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING)
     bound = bind(config.host, config.port)
     announce(announcement, bound.getsockname()[1])
-    serve_http(create_app(config), bound)
+    serve_http(create_app(config), bound, config.max_connections)
 
 
 if __name__ == "__main__":

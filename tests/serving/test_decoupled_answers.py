@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from serving.launch import Served
+from tests.serving.fakes import wait_for
 from tests.serving.requests import ask, data_uri, png
 
 CONTEXT, HIDDEN = 2048, 64
@@ -119,7 +120,7 @@ def test_a_client_that_leaves_frees_its_slot(served, client):
     # The engine answers in order, so this one ends after those three.
     answer(client, ask("x"), max_tokens=1)
     assert metric(language, "fovea_language_completion_tokens_total") - before < 3 * 400
-    assert metric(served.endpoint, "fovea_gateway_in_flight") == 0
+    wait_for(lambda: metric(served.endpoint, "fovea_gateway_in_flight") == 0)
 
 
 def metric(base: str, name: str) -> float:
@@ -312,3 +313,37 @@ def test_the_language_predictor_refuses_bad_features(served, features, word):
     good = language_parts(saved(np.zeros((7, HIDDEN), np.float32)))
     reply = httpx.post(f"{language}/v1/chat/completions", json={"model": "fovea", "messages": good, "max_tokens": 1})
     assert reply.status_code == 200
+
+
+def test_a_web_page_cannot_post_without_asking(served):
+    """Browsers send text/plain anywhere without a preflight; the gateway takes JSON only, and answers no preflight."""
+    body = b'{"model": "fovea", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}'
+    url = f"{served.endpoint}/v1/chat/completions"
+    assert httpx.post(url, content=body, headers={"content-type": "text/plain"}).status_code == 400
+    asked = {"origin": "http://evil.example", "access-control-request-method": "POST"}
+    assert "access-control-allow-origin" not in httpx.options(url, headers=asked).headers
+
+
+def test_the_vision_predictor_speaks_the_open_inference_protocol(served):
+    """With kserve's own client and raw tensors, as other tools send them."""
+    import asyncio
+
+    from kserve import InferenceGRPCClient, InferInput, InferRequest
+
+    port = next(process.port for process in served.processes if process.name == "vision")
+
+    async def call():
+        client = InferenceGRPCClient(f"127.0.0.1:{port}")
+        tensor = InferInput("images", [2], "BYTES")
+        tensor.set_data_from_numpy(np.array([png(56, 56), png(200, 90)], dtype=np.object_))
+        made = await client.infer(InferRequest(model_name="vision", infer_inputs=[tensor]))
+        ready = await client.is_model_ready("vision")
+        await client.close()
+        return made, ready
+
+    reply, ready = asyncio.run(call())
+    outputs = {output.name: output for output in reply.outputs}
+    assert ready and outputs["tiles"].as_numpy().tolist() == [1, len(outputs["rows_per_tile"].as_numpy()) - 1]
+    arrays = [np.load(io.BytesIO(packed), allow_pickle=False) for packed in outputs["features"].as_numpy()]
+    assert sum(len(array) for array in arrays) == outputs["rows_per_tile"].as_numpy().sum()
+    assert all(array.shape[1] == HIDDEN for array in arrays)

@@ -45,7 +45,7 @@ def test_every_server_reports_a_port_in_use_before_it_loads_anything(module, mod
         port = taken.getsockname()[1]
         needs = ["--vision", "h:1", "--language-url", "http://h"] if module.endswith("way") else ["--model", str(model)]
         command = [sys.executable, "-m", module, "--port", str(port), *needs]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode != 0
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == done.stderr.splitlines()[-1:]
     assert str(port) in done.stderr and "Traceback" not in done.stderr
@@ -138,7 +138,7 @@ def test_a_killed_launcher_leaves_no_server():
 
 def test_a_child_whose_parent_is_gone_already_does_not_start():
     code = "from serving.process import die_with_parent; die_with_parent(1)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert done.returncode != 0 and "parent process 1 is gone" in done.stderr
 
 

@@ -1,0 +1,90 @@
+"""Stock vLLM as the language server behind our gateway and vision predictor: the answers of the model in one piece.
+
+Runs where FOVEA_VLLM_PYTHON names the interpreter of an environment made from requirements/vllm.txt.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from model.flash.checkpoint import load_model, load_processor
+from model.flash.generation import Request, generate
+from serving import launch
+from tests.serving.fakes import unused_port, wait_for
+from tests.serving.requests import ask, png
+
+VLLM_PYTHON = os.environ.get("FOVEA_VLLM_PYTHON", "")
+TOKENS = 12
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not VLLM_PYTHON, reason="NOT CHECKED WITH VLLM: FOVEA_VLLM_PYTHON is not set"),
+]
+CASES = {
+    "text only": ("how many digits?", []),
+    "one tile": ("how many digits?", [png(56, 56, seed=1)]),
+    "several tiles": ("read the digits", [png(200, 90, seed=2)]),
+    "two images": ("which is larger?", [png(56, 56, seed=3), png(56, 56, seed=4)]),
+}
+
+
+@pytest.fixture(scope="module")
+def vllm(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Base URL of a vLLM server without a vision tower."""
+    port, log = unused_port(), tmp_path_factory.mktemp("vllm") / "log"
+    settings = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--enable-mm-embeds"]
+    options += ["--limit-mm-per-prompt", '{"image": 0, "video": 0}', "--host", "127.0.0.1", "--port", str(port)]
+    command = [VLLM_PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny_directory), *options]
+    with log.open("wb") as stream:
+        server = subprocess.Popen(
+            command, env=os.environ | settings, cwd=log.parent, stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        wait_for(lambda: _healthy(port) or server.poll() is not None, seconds=600)
+        assert server.poll() is None, log.read_text()[-4000:]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def _healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def endpoint(vllm: str, tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with launch.serving(tiny_directory, tmp_path_factory.mktemp("serve"), language_url=vllm) as served:
+        assert [process.name for process in served.processes] == ["vision", "gateway"]
+        yield served.endpoint
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_vllm_behind_the_gateway_gives_the_answer_of_the_model_in_one_piece(case, endpoint, tiny_directory):
+    torch.set_num_threads(1)
+    text, images = CASES[case]
+    model, processor = load_model(tiny_directory), load_processor(tiny_directory)
+    messages = [{"role": "user", "content": "<image>\n" * len(images) + text}]
+    features = [encoded.features for encoded in model.encode(images)]
+    expected = generate(model, processor, [Request(messages, features)], TOKENS)[0]
+    body = {"model": "fovea", "messages": ask(text, *images), "max_tokens": TOKENS}
+    reply = httpx.post(f"{endpoint}/v1/chat/completions", json=body, timeout=120).json()
+    assert reply["choices"][0]["message"]["content"] == expected.text
+    assert reply["usage"]["prompt_tokens"] == expected.prompt_tokens
+    streamed = httpx.post(f"{endpoint}/v1/chat/completions", json=body | {"stream": True}, timeout=120).text
+    assert streamed.rstrip().endswith("data: [DONE]")
