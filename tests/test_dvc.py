@@ -191,6 +191,37 @@ def test_the_command_names_the_dependencies_and_outputs_of_its_stage(step):
     assert stage.get("always_changed", False) == (step in ALWAYS)
 
 
+def test_the_graph_is_the_pipelines_graph(tmp_path):
+    from kfp.compiler import Compiler
+
+    from pipelines.train import train
+
+    Compiler().compile(train, str(tmp_path / "pipeline.yaml"))
+    tasks = yaml.safe_load((tmp_path / "pipeline.yaml").read_text())["root"]["dag"]["tasks"]
+    by_kfp = {
+        (step, name, source["taskOutputArtifact"]["producerTask"], source["taskOutputArtifact"]["outputArtifactKey"])
+        for step, task in tasks.items()
+        for name, source in task["inputs"].get("artifacts", {}).items()
+    }
+    by_dvc = set()
+    for step, stage in STAGES.items():
+        words = shlex.split(stage["cmd"])[3:]
+        for kind, pair in zip(words[::2], words[1::2], strict=True):
+            name, _, path = pair.partition("=")
+            if kind == "--input":
+                producer, output = Path(path).parts[-2:]
+                by_dvc.add((step, name, producer, output))
+    assert set(tasks) == set(STAGES)
+    assert by_dvc == by_kfp
+
+
+@pytest.mark.parametrize("profile", ["tiny", "micro", "small"])
+def test_a_profile_that_dvc_reads_stands_alone_and_spells_every_section(profile):
+    written = yaml.safe_load((REPOSITORY / "pipelines" / "profiles" / f"{profile}.yaml").read_text())
+    assert "extends" not in written
+    assert set(STAGES) <= set(written)
+
+
 @pytest.mark.parametrize("step", STAGES)
 def test_the_dependencies_of_a_stage_are_the_code_it_imports(step):
     """Package files and the two ubiquitous contracts aside."""
