@@ -71,13 +71,18 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
+def median(values: list[float]) -> float:
+    """The middle value."""
+    return statistics.median(values)
+
+
 def result(name: str, unit: str, ours: list[float], peer: list[float], *, ratio: float, aim: float) -> Result:
     """Assemble a result from all measured values and the ratio the benchmark defines."""
     return Result(
         name=name,
         unit=unit,
-        ours=round(statistics.median(ours), 4),
-        peer=round(statistics.median(peer), 4),
+        ours=round(median(ours), 4),
+        peer=round(median(peer), 4),
         ratio=round(ratio, 4),
         spread=Spread([round(value, 4) for value in ours], [round(value, 4) for value in peer]),
         aim=aim,
