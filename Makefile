@@ -21,7 +21,6 @@ demo: preflight .venv/.line  ## check this machine, run the tiny line, serve it,
 test: preflight .venv/.test  ## style, import contracts and the test suite, under 10 minutes on 2 cores
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 soak: .venv/.test  ## the tests that need hours; never part of CI

@@ -48,9 +48,13 @@ def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten inside [low, high]."""
+    """1, 2 and 5 times powers of ten inside [low, high]; where these are fewer than three, all multiples."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [m * 10.0**d for d in decades for m in (1, 2, 5) if low <= m * 10.0**d <= high]
+    for multiples in ((1, 2, 5), range(1, 10), [tenth / 10 for tenth in range(10, 100)]):
+        ticks = [m * 10.0**d for d in decades for m in multiples if low <= m * 10.0**d <= high]
+        if len(ticks) >= 3:
+            break
+    return ticks[:: max(1, len(ticks) // 6)]
 
 
 def loss_curve(title: str, points: Sequence[tuple[float, float]]) -> str:

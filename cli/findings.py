@@ -14,6 +14,7 @@ from components.predictions import read_predictions
 from components.scoring_table import score_row
 from model.data.schema import Row
 from model.data.shards import open_dataset
+from scoring.boxes import parse_box
 
 _RIGHT_PER_FAMILY, _WRONG_PER_FAMILY = 2, 1
 _OPERATORS = {
@@ -135,7 +136,15 @@ def _example(row: Row, answer: str, right: bool) -> Example:
     question = question_of(row)
     kind = (row["media"][0]["format"] or "png").lower()
     image = f"data:image/{kind};base64,{base64.b64encode(question.image).decode()}"
-    return Example(row["task"], image, question.text, answer, question.truth, right)
+    return Example(row["task"], image, question.text, answer, question.truth, right, _boxes(row, answer))
+
+
+def _boxes(row: Row, answer: str) -> list[tuple[str, float, float, float, float]]:
+    """The boxes that the reference and the answer name, where the row asks for one."""
+    if row["scorer"]["name"] != "box_iou":
+        return []
+    named = (("truth", parse_box(row["answers"][0])), ("answer", parse_box(answer)))
+    return [(kind, box[0], box[1], box[2] - box[0], box[3] - box[1]) for kind, box in named if box is not None]
 
 
 def _facts(line: Line) -> Sequence[tuple[str, str]]:

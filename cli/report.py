@@ -14,7 +14,11 @@ from model.data.artifact import write_atomic
 
 @dataclass(frozen=True)
 class Example:
-    """One held-out row as the model answered it; ``image`` is a ``data:`` URI."""
+    """One held-out row as the model answered it.
+
+    ``image`` is a ``data:`` URI; ``boxes`` are drawn over it: (``truth`` or ``answer``, x, y, width, height), in
+    thousandths of the image's sides.
+    """
 
     family: str
     image: str
@@ -22,6 +26,7 @@ class Example:
     answer: str
     truth: str
     correct: bool
+    boxes: Sequence[tuple[str, float, float, float, float]] = ()
 
 
 @dataclass(frozen=True)

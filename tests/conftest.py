@@ -8,6 +8,7 @@ import pytest
 
 # Two workers on two cores: more threads than that only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +41,13 @@ def tiny_directory(tiny_model, tmp_path_factory) -> Path:
 def rng() -> np.random.Generator:
     """A seeded generator."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def micro_line(tmp_path_factory):
+    """A clean clone in which ``fovea run`` has finished the profile ``micro``; ``record`` is what it printed."""
+    from tests.repository_copy import RepositoryCopy
+
+    copy = RepositoryCopy.make(tmp_path_factory.mktemp("micro") / "fovea", "micro")
+    copy.record = copy.fovea("run")
+    return copy

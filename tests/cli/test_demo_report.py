@@ -52,7 +52,8 @@ def image_uri():
 @pytest.fixture
 def report(summary):
     right = Example("maximum", image_uri(), "What is the largest digit?", "9", "9", True)
-    hostile = Example("read", image_uri(), "Read <b>all</b> digits.", "<script>alert(1)</script>", "4 2", False)
+    boxes = [("truth", 100, 100, 300, 300), ("answer", 150, 120, 300, 300)]
+    hostile = Example("read", image_uri(), "Read <b>all</b> digits.", "<script>alert(1)</script>", "4 2", False, boxes)
     nodes = [
         charts.LineageNode("collect", "12 s", [("corpus", "3f2a9c01"), ("tokenizer", "0c")], []),
         charts.LineageNode("curate", "3 s, cached", [("transcriptions", "99"), ("questions", "8d")], ["collect"]),
