@@ -54,9 +54,10 @@ endef
 .venv/.test: requirements/test.txt pyproject.toml
 	$(call environment,test)
 
+COMPILE = $(UV) pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-header
 requirements:  ## resolve requirements/*.in again (network)
 	@test -x $(UV) || { $(PYTHON) -m venv .venv/uv && .venv/uv/bin/python -m pip install -q uv==$(UV_VERSION); }
-	for set in line test gateway; do \
-	  $(UV) pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-header requirements/$$set.in -o requirements/$$set.txt || exit 1; \
-	done
-	$(UV) pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-header --override requirements/vllm-overrides.txt requirements/vllm.in -o requirements/vllm.txt
+	$(COMPILE) requirements/line.in -o requirements/line.txt
+	$(COMPILE) -c requirements/line.txt requirements/test.in -o requirements/test.txt
+	$(COMPILE) -c requirements/line.txt requirements/gateway.in -o requirements/gateway.txt
+	$(COMPILE) --override requirements/vllm-overrides.txt requirements/vllm.in -o requirements/vllm.txt
