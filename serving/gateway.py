@@ -8,7 +8,7 @@ started with ``--enable-mm-embeds``.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -30,14 +30,17 @@ from serving.asgi import (
 from serving.config import GatewayConfig
 from serving.gateway_metrics import GatewayMetrics
 from serving.media import ImageFetcher
-from serving.openai_schema import ErrorBody, GatewayChatRequest, ImageUrlPart, ModelCard, ModelList
+from serving.openai_schema import ErrorBody, GatewayChatRequest, ImageUrlPart, ModelCard, ModelList, TextPart
 from serving.process import announce, bind, parse_arguments, run_main
 from serving.upstream import LanguageClient, VisionClient, unavailable
 from serving.wire import EncodedImage, embeds_part
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 404, 408, 413, 429, 500, 502, 503, 504)
-}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A chat completion; with `stream`, its chunks as server-sent events.",
+        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+    }
+} | {status: {"model": ErrorBody} for status in (400, 404, 408, 413, 429, 500, 502, 503, 504)}
 
 
 class Gateway:
@@ -86,17 +89,7 @@ class Gateway:
         # A language server that is down is found while the images are encoded, not after.
         model, encoded = await _together(self._language_model(), self._encode(urls, request_id))
         features = iter(encoded)
-        messages = []
-        for message in body.messages:
-            content: str | list[dict[str, Any]] = (
-                message.content
-                if isinstance(message.content, str)
-                else [
-                    embeds_part(next(features)) if isinstance(part, ImageUrlPart) else part.model_dump()
-                    for part in message.content
-                ]
-            )
-            messages.append({"role": message.role, "content": content})
+        messages = [{"role": each.role, "content": _with_features(each.content, features)} for each in body.messages]
         request: dict[str, Any] = {"model": model, "messages": messages, "temperature": 0, "stream": body.stream}
         if body.token_limit is not None:
             request["max_tokens"] = body.token_limit
@@ -182,7 +175,16 @@ class Gateway:
         return encoded
 
 
-async def _together(model: Any, encoded: Any) -> tuple[str, list[EncodedImage]]:
+def _with_features(
+    content: str | list[TextPart | ImageUrlPart], features: Iterator[EncodedImage]
+) -> str | list[dict[str, Any]]:
+    """A message's content for the language server: each image takes the next features."""
+    if isinstance(content, str):
+        return content
+    return [embeds_part(next(features)) if isinstance(part, ImageUrlPart) else part.model_dump() for part in content]
+
+
+async def _together(model: Awaitable[str], encoded: Awaitable[list[EncodedImage]]) -> tuple[str, list[EncodedImage]]:
     """Both results; the first error cancels the other."""
     tasks = [asyncio.ensure_future(model), asyncio.ensure_future(encoded)]
     try:
@@ -228,7 +230,7 @@ def create_app(config: GatewayConfig) -> FastAPI:
     async def metrics_text() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.post("/v1/chat/completions", responses=_ERRORS)
+    @app.post("/v1/chat/completions", responses=_RESPONSES)
     async def chat(body: GatewayChatRequest, request: Request) -> Response:
         return await _answer(started["gateway"], config, body, request)
 

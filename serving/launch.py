@@ -24,7 +24,7 @@ from model.data.errors import InputError
 from serving.deployment import Deployment, Process, read_deployment
 from serving.process import bind
 
-_POLL_S = 0.05
+_POLL_S, _READY_POLL_S = 0.05, 0.25
 _STOP_S = 10.0
 
 
@@ -73,7 +73,7 @@ def start(
     port: int = 0,
     language_url: str | None = None,
     detach: bool = False,
-    timeout_s: float = 180.0,
+    timeout_s: float = 240.0,
     report: Callable[[str], None] = lambda line: None,
 ) -> Served:
     """Serve a model directory or a rendered deployment, and wait until the gateway finds both predictors ready.
@@ -251,7 +251,8 @@ class _Launch:
                 with suppress(httpx.HTTPError):
                     if client.get("/healthz").status_code == httpx.codes.OK:
                         return str(client.get("/v1/models").json()["data"][0]["id"])
-                time.sleep(_POLL_S)
+                # Each question makes the gateway ask both predictors, which are busy loading.
+                time.sleep(_READY_POLL_S)
 
 
 def _end(served: Served) -> None:

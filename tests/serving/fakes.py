@@ -73,13 +73,13 @@ def gateway(
     config = GatewayConfig(
         vision_target=f"127.0.0.1:{vision_port or unused_port()}",
         language_url=language_url or f"http://127.0.0.1:{unused_port()}",
-        **({"probe_timeout_s": 0.3, "connect_timeout_s": 0.3} | settings),
+        **({"probe_timeout_s": 30.0} | settings),
     )
     with TestClient(create_app(config), raise_server_exceptions=False) as client:
         yield client
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     """Return once ``condition`` holds; fails after a while."""
     until = time.monotonic() + seconds
     while not condition():

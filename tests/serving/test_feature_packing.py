@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.data.errors import InputError
@@ -97,6 +97,7 @@ def test_hostile_bytes_are_refused_in_one_line(case, capsys):
     assert "unpickled" not in capsys.readouterr().out
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from([b"", b"\x93NUMPY\x01\x00", b"PK\x03\x04"]))
 def test_no_bytes_crash_the_reader(data, magic):
     with pytest.raises(InputError):
@@ -104,6 +105,7 @@ def test_no_bytes_crash_the_reader(data, magic):
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@settings(deadline=None)
 @given(st.integers(0, 2000), st.integers(0, 255))
 def test_a_flipped_byte_is_refused_or_gives_a_tensor(position, value):
     for dtype in (torch.float32, torch.bfloat16):

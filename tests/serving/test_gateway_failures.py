@@ -5,11 +5,18 @@ The deadline of a request is ten minutes here, beyond the limit of a test: what 
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 from fastapi.testclient import TestClient
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
+    GRPCInferenceServiceServicer,
+    add_GRPCInferenceServiceServicer_to_server,
+)
 
-from tests.serving.fakes import gateway, language_server, silent_server, wait_for
+from tests.serving.fakes import gateway, language_server, silent_server, unused_port, wait_for
 from tests.serving.requests import ask, png
 
 LONG = 600.0
@@ -44,7 +51,8 @@ def test_text_needs_no_vision_predictor_but_images_do():
 
 
 def test_a_language_server_that_hangs_is_found_by_the_probe():
-    with silent_server() as port, gateway(language_url=f"http://127.0.0.1:{port}", request_timeout_s=LONG) as client:
+    limits = {"probe_timeout_s": 0.3, "request_timeout_s": LONG}
+    with silent_server() as port, gateway(language_url=f"http://127.0.0.1:{port}", **limits) as client:
         assert post(client, ask("x")).json()["error"]["code"] == "language_unavailable"
 
 
@@ -100,6 +108,26 @@ def test_what_the_language_server_does_wrong_is_no_500(upstream, status, code):
     with language_server(upstream) as url, gateway(language_url=url, request_timeout_s=LONG) as client:
         reply = post(client, ask("x"))
         assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+
+
+class Ready(GRPCInferenceServiceServicer):
+    """A vision predictor, as far as a health question sees one."""
+
+    def ModelReady(self, request, context):
+        return pb.ModelReadyResponse(ready=True)
+
+
+def test_a_predictor_that_comes_back_is_found():
+    port = unused_port()
+    with gateway(vision_port=port, request_timeout_s=LONG) as client:
+        assert client.get("/healthz").json()["vision"] == "unavailable"
+        server = grpc.server(ThreadPoolExecutor(1))
+        add_GRPCInferenceServiceServicer_to_server(Ready(), server)
+        assert server.add_insecure_port(f"127.0.0.1:{port}") == port
+        server.start()
+        wait_for(lambda: client.get("/healthz").json()["vision"] == "ok")
+        server.stop(None).wait()
+        wait_for(lambda: client.get("/healthz").json()["vision"] == "unavailable")
 
 
 def test_more_requests_than_slots_are_turned_away():
