@@ -149,7 +149,7 @@ def _identify(step: str, config: BaseModel, inputs: dict[str, Path], outputs: di
     identity = {
         "step": step,
         "inputs": hashes,
-        "config": _contents(config.model_dump(), step),
+        "config": _contents(config.model_dump()),
         "code_version": version,
         "lock_sha256": provenance.lock_sha256(),
     }
@@ -164,16 +164,16 @@ def _input_sha256(name: str, path: Path) -> str:
         raise InputError(f"input {name}: {path}: no such artifact, or an empty one") from None
 
 
-def _contents(value: Any, where: str) -> Any:
+def _contents(value: Any) -> Any:
     """A configuration as JSON in which a path stands for what lies there: moving it changes nothing, editing does."""
     if isinstance(value, Path):
         if not value.exists():
-            raise InputError(f"{where}: {value}: no such file or directory")
+            return f"nothing at {value}"  # the step itself says best what is missing
         return payload_sha256(value) if value.is_dir() else file_sha256(value)
     if isinstance(value, dict):
-        return {name: _contents(item, f"{where}.{name}") for name, item in value.items()}
+        return {name: _contents(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_contents(item, f"{where}.{index}") for index, item in enumerate(value)]
+        return [_contents(item) for item in value]
     return value
 
 

@@ -74,10 +74,10 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer, *, seed: int) -> tupl
     return model, processor
 
 
-def _pretrained(model_class: type, key: str, directory: str) -> PreTrainedModel:
-    if not (Path(directory) / "config.json").is_file():
+def _pretrained(model_class: type, key: str, directory: Path) -> PreTrainedModel:
+    if not (directory / "config.json").is_file():
         fetch = f"hf download OWNER/NAME --local-dir {directory}"
-        raise InputError(f"{key}: no model at {Path(directory).resolve()}; fetch it with: {fetch}")
+        raise InputError(f"{key}: no model at {directory.resolve()}; fetch it with: {fetch}")
     try:
         return model_class.from_pretrained(directory, local_files_only=True, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
@@ -96,7 +96,7 @@ def _resize_vocabulary(model: PreTrainedModel, vocabulary: int) -> None:
                 layer.weight[old:] = layer.weight[:old].mean(0)
 
 
-def _load_half(half: nn.Module, pretrained: PreTrainedModel, directory: str) -> None:
+def _load_half(half: nn.Module, pretrained: PreTrainedModel, directory: Path) -> None:
     try:
         half.load_state_dict(pretrained.state_dict())
     except RuntimeError as error:

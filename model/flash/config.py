@@ -1,5 +1,7 @@
 """Configuration of the InternVL3.5 network. Imports no torch."""
 
+from pathlib import Path
+
 from pydantic import Field, model_validator
 
 from model.config import Section
@@ -77,9 +79,9 @@ class ModelConfig(Section):
     """The vision tower."""
     language: LanguageConfig = LanguageConfig()
     """The language model."""
-    vision_checkpoint: str | None = None
+    vision_checkpoint: Path | None = None
     """Local directory of a pretrained vision tower; random weights when None."""
-    language_checkpoint: str | None = None
+    language_checkpoint: Path | None = None
     """Local directory of a pretrained language model; random weights when None."""
     downsample_ratio: float = Field(0.5, gt=0, le=1)
     """Pixel unshuffle keeps this share of each side of the patch grid."""

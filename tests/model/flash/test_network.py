@@ -207,7 +207,7 @@ def test_placeholders_must_match_the_images(tiny_model, rng):
 
 
 def test_a_missing_pretrained_half_names_the_path_and_the_command(tokenizer, tmp_path):
-    config = tiny_config().model_copy(update={"language_checkpoint": str(tmp_path / "Qwen3-8B")})
+    config = tiny_config().model_copy(update={"language_checkpoint": tmp_path / "Qwen3-8B"})
     with pytest.raises(InputError, match=r"Qwen3-8B.*hf download"):
         build_model(config, tokenizer, seed=0)
 
@@ -218,7 +218,7 @@ def test_pretrained_halves_are_taken_and_new_tokens_start_at_the_mean(tokenizer,
     shape = tiny_config().language.model_dump(exclude={"extra", "rope_theta", "model_type"})
     small = Qwen3Config(**shape, vocab_size=250, rope_theta=1e6)
     AutoModelForCausalLM.from_config(small).save_pretrained(tmp_path / "language")
-    config = tiny_config().model_copy(update={"language_checkpoint": str(tmp_path / "language")})
+    config = tiny_config().model_copy(update={"language_checkpoint": tmp_path / "language"})
     model, _ = build_model(config, tokenizer, seed=0)
     given = AutoModelForCausalLM.from_pretrained(tmp_path / "language", dtype=torch.float32)
     rows = model.language_model.get_input_embeddings().weight
