@@ -1,0 +1,52 @@
+"""What the README says of ``make demo``, held against the summary that a finished demo wrote."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cli.summary import Summary
+
+pytestmark = pytest.mark.demo
+FAMILIES = ["count", "locate", "maximum", "read"]
+
+
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    path = Path(os.environ.get("FOVEA_OUT", "out")) / "demo" / "summary.json"
+    if not path.is_file():
+        pytest.skip(f"NOT CHECKED: {path} is missing; run make demo first")
+    return Summary.model_validate(json.loads(path.read_text()))
+
+
+@pytest.fixture(scope="module")
+def heldout(summary):
+    return next(stage for stage in summary.stages if stage.name == "evaluate").heldout
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_learned(heldout, family):
+    assert heldout[family].n == 250
+    assert heldout[family].low > heldout[family].constant
+
+
+def test_the_mean_over_families_is_at_least_seven_tenths(heldout):
+    assert sum(heldout[family].score for family in FAMILIES) / len(FAMILIES) >= 0.70
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_images_swapped_a_family_falls_to_its_constant(heldout, family):
+    """Two samples of 250 rows differ by up to 0.12 at 95 % even where their expectations are the same."""
+    assert heldout[family].swapped < heldout[family].constant + 0.12
+    assert heldout[family].swapped < heldout[family].low
+
+
+def test_the_answer_came_through_the_gateway(summary):
+    assert summary.answer.endpoint.startswith("http://127.0.0.1:")
+    assert summary.answer.answer
+
+
+def test_it_is_registered_and_locked(summary):
+    assert summary.registry.version >= 1
+    assert len(summary.dvc.lock_sha256) == 64
