@@ -16,9 +16,10 @@ class DeployConfig(Section):
     """``cluster`` also applies the InferenceServices."""
     namespace: str = Field("default", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
     """Kubernetes namespace of the three services."""
-    vision_image: str = "fovea-serve:latest"
+    vision_image: str = "fovea-train:latest"
     """Container image of the vision predictor."""
-    language_image: str = "fovea-serve:latest"
+    """The training image holds the predictors too; `infra/images/build` makes both images."""
+    language_image: str = "fovea-train:latest"
     """Container image of the language predictor."""
     gateway_image: str = "fovea-gateway:latest"
     """Container image of the gateway."""

@@ -74,7 +74,11 @@ def _container(config: DeployConfig, image: str, module: str, args: list[str], g
         "args": ["--host", "0.0.0.0", *args],
         "resources": {"limits": {_GPU: str(gpus)}} if gpus else {},
         "readinessProbe": {"httpGet": {"path": probe, "port": HTTP_PORT}, "periodSeconds": 5, "timeoutSeconds": 5},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": True,
+        },
     }
 
 
