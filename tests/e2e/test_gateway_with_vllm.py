@@ -84,7 +84,9 @@ def test_vllm_behind_the_gateway_gives_the_answer_of_the_model_in_one_piece(case
     expected = generate(model, processor, [Request(messages, features)], TOKENS)[0]
     body = {"model": "fovea", "messages": ask(text, *images), "max_tokens": TOKENS}
     reply = httpx.post(f"{endpoint}/v1/chat/completions", json=body, timeout=120).json()
-    assert reply["choices"][0]["message"]["content"] == expected.text
+    # vLLM leaves out a last character whose bytes are not all there; ours shows the replacement character.
+    assert reply["choices"][0]["message"]["content"].rstrip("\ufffd") == expected.text.rstrip("\ufffd")
+    assert reply["usage"]["completion_tokens"] == len(expected.token_ids)
     assert reply["usage"]["prompt_tokens"] == expected.prompt_tokens
     streamed = httpx.post(f"{endpoint}/v1/chat/completions", json=body | {"stream": True}, timeout=120).text
     assert streamed.rstrip().endswith("data: [DONE]")
