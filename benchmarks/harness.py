@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from model.data.artifact import write_atomic
 
@@ -31,7 +32,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Result:
-    """One figure. ``ours`` and ``peer`` are medians; ``aim`` is the least ratio we want to see."""
+    """One figure.
+
+    ``ours`` and ``peer`` are medians; ``aim`` is the least ratio we want to see; ``details`` is whatever else helps a
+    reader.
+    """
 
     name: str
     unit: str
@@ -44,6 +49,7 @@ class Result:
     commit: str
     date: str
     command: str
+    details: dict[str, Any]
 
 
 def hardware() -> str:
@@ -76,7 +82,16 @@ def median(values: list[float]) -> float:
     return statistics.median(values)
 
 
-def result(name: str, unit: str, ours: list[float], peer: list[float], *, ratio: float, aim: float) -> Result:
+def result(
+    name: str,
+    unit: str,
+    ours: list[float],
+    peer: list[float],
+    *,
+    ratio: float,
+    aim: float,
+    details: dict[str, Any] | None = None,
+) -> Result:
     """Assemble a result from all measured values and the ratio the benchmark defines."""
     return Result(
         name=name,
@@ -90,6 +105,7 @@ def result(name: str, unit: str, ours: list[float], peer: list[float], *, ratio:
         commit=commit(),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         command=f"python -m benchmarks.{name} {shlex.join(sys.argv[1:])}".strip(),
+        details=details or {},
     )
 
 

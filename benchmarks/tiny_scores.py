@@ -1,0 +1,45 @@
+"""What ``tiny`` has learned: held-out scores of the finished demo, beside the best constant answers.
+
+Both sides answer the same held-out rows and are scored by the rows' own scorers; the peer is the constant answer that
+scores best on them. Reads ``out/demo/summary.json``.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.harness import Result, arguments, report, result
+from model.data.errors import InputError
+
+SUMMARY = Path("out/demo/summary.json")
+PRETRAINED_ON = "transcribe"
+AIM = 1.0
+
+
+def measure() -> Result:
+    """Scores of the demo's last evaluation; ``details`` holds each family and the seconds of each stage."""
+    if not SUMMARY.is_file():
+        raise InputError(f"{SUMMARY}: missing; run make demo first")
+    stages = json.loads(SUMMARY.read_bytes())["stages"]
+    evaluated = next(stage for stage in stages if stage["name"] == "evaluate")
+    families = {name: table for name, table in evaluated["heldout"].items() if name != PRETRAINED_ON}
+    ours = [table["score"] for table in families.values()]
+    peer = [table["constant"] for table in families.values()]
+    details = {"families": families, "seconds": {stage["name"]: round(stage["seconds"], 1) for stage in stages}}
+    ratio = sum(ours) / sum(peer)
+    return result("tiny_scores", "held-out score", ours, peer, ratio=ratio, aim=AIM, details=details)
+
+
+def main() -> int:
+    """Run the benchmark."""
+    options = arguments(__doc__.splitlines()[0])
+    try:
+        report(measure(), options)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
