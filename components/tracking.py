@@ -281,8 +281,10 @@ class MlflowRegistry:
             try:
                 return self._version(name, client.get_model_version_by_alias(name, alias).version)
             except MlflowException as error:
-                # MLflow calls a missing alias an invalid value.
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST" or "alias" in str(error).lower():
+                # MLflow calls a missing alias an invalid value. The text alone does not decide: an error of the network
+                # names the address, in which "alias" stands too, and does not say that there is no champion.
+                missing = error.error_code == "INVALID_PARAMETER_VALUE" and "alias" in str(error).lower()
+                if missing or error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return None
                 raise
 

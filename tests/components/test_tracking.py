@@ -156,6 +156,12 @@ def test_what_the_server_refuses_is_one_line(tmp_path):
     assert "\n" not in str(refused.value)
 
 
+def test_a_server_that_went_away_is_not_a_registry_without_champion(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError, match="the tracking server"):
+        MlflowRegistry(f"http://127.0.0.1:{closed_port()}").by_alias("fovea", "champion")
+
+
 @pytest.fixture
 def registry(uri) -> MlflowRegistry:
     return MlflowRegistry(uri)
