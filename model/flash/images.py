@@ -42,8 +42,8 @@ class Tiling:
 def read_image(data: bytes, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """Decode an encoded image to RGB, upright.
 
-    The header is checked before a pixel is decoded. EXIF rotation is applied, CMYK and palettes are converted,
-    transparency is laid on white.
+    The header is checked before a pixel is decoded. EXIF rotation is applied, CMYK, palettes and 16-bit grey
+    are converted, transparency is laid on white.
 
     Raises:
         InputError: empty, too large, of an unknown format, animated, or broken.
@@ -59,7 +59,8 @@ def read_image(data: bytes, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = 
             width, height = image.size
             if width * height > max_pixels:
                 raise InputError(f"image is {width} x {height} pixels; the limit is {max_pixels} pixels in all")
-            if getattr(image, "n_frames", 1) > 1:
+            # Cameras put a preview behind the photo in one file ("MPO"): the first image is the photo.
+            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
                 raise InputError(f"image is animated ({image.n_frames} frames)")
             image.load()
             image = ImageOps.exif_transpose(image)
@@ -75,6 +76,9 @@ def read_image(data: bytes, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
+    if image.mode.startswith("I;16"):
+        # Pillow would cut 16-bit grey off at 255, which leaves a white image.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

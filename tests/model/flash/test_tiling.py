@@ -110,6 +110,20 @@ def test_cmyk_and_transparency_become_rgb(rng):
     assert clear.getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_16_bit_grey_keeps_its_shades():
+    shades = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    read = np.asarray(read_image(encoded(Image.fromarray(shades))))[..., 0]
+    np.testing.assert_array_equal(read, shades >> 8)
+
+
+def test_a_photo_with_its_preview_behind_it_is_the_photo():
+    photo, preview = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (4, 3), "blue")
+    read = read_image(encoded(photo, "MPO", save_all=True, append_images=[preview]))
+    assert read.size == (40, 30)
+    red, _, blue = read.getpixel((20, 15))
+    assert red > 200 and blue < 50
+
+
 def test_exif_rotation_is_applied():
     image = Image.new("RGB", (40, 20), "black")
     image.paste("white", (0, 0, 20, 20))
