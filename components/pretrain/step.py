@@ -6,10 +6,10 @@ from components.context import StepContext, StepResult
 from components.pretrain.config import PretrainConfig
 from components.training_step import finish, run_supervised
 from model.data.shards import open_dataset
-from model.flash.build import build_model, load_tokenizer
+from model.flash.build import build_model
 from model.flash.checkpoint import load_model, load_processor
 from model.flash.network import FlashModel, set_attention
-from model.flash.processor import FlashProcessor
+from model.flash.processor import FlashProcessor, load_tokenizer
 
 
 def run(

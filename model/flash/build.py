@@ -15,21 +15,6 @@ from model.flash.network import FlashModel
 from model.flash.processor import FlashProcessor
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """Read ``tokenizer.json`` of a directory.
-
-    Raises:
-        InputError: missing or broken.
-    """
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise InputError(f"{path}: not a tokenizer: {error}") from error
-
-
 def transformers_config(config: ModelConfig, tokenizer: Tokenizer) -> InternVLConfig:
     """The configuration of ``InternVLForConditionalGeneration`` for ours."""
     vision = config.vision.model_dump(exclude={"position_init_std"})

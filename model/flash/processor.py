@@ -126,6 +126,21 @@ class FlashProcessor:
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
 
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """Read ``tokenizer.json`` of a directory.
+
+    Raises:
+        InputError: missing or broken.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise InputError(f"{path}: not a tokenizer: {error}") from error
+
+
 def load_processor(directory: Path) -> FlashProcessor:
     """Read the processor of a model directory.
 
@@ -134,20 +149,18 @@ def load_processor(directory: Path) -> FlashProcessor:
     """
     config = read_json(directory / "config.json")
     settings = read_json(directory / "processor_config.json")
-    image = settings.get("image_processor", {})
     own = directory / "fovea.json"
-    system_prompt = read_json(own)["system_prompt"] if own.is_file() else INTERNVL_SYSTEM_PROMPT
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    tokenizer = load_tokenizer(directory)
     try:
+        image = settings["image_processor"]
+        system_prompt = read_json(own)["system_prompt"] if own.is_file() else INTERNVL_SYSTEM_PROMPT
         tiling = Tiling(
             tile=image["size"]["height"],
             min_tiles=image["min_patches"],
             max_tiles=image["max_patches"],
         )
-        return FlashProcessor(Tokenizer.from_file(str(path)), tiling, config["image_seq_length"], system_prompt)
-    except KeyError as error:
+        return FlashProcessor(tokenizer, tiling, config["image_seq_length"], system_prompt)
+    except (KeyError, TypeError) as error:
         raise InputError(f"{directory}: configuration has no {error}") from error
 
 

@@ -51,9 +51,10 @@ def random_models(digits, tmp_path_factory) -> tuple[Path, Path]:
     """Directories of two models of one shape, whose different random weights give different answers."""
     import torch
 
-    from model.flash.build import build_model, load_tokenizer
+    from model.flash.build import build_model
     from model.flash.checkpoint import save_model
     from model.flash.config import LanguageConfig, ModelConfig, VisionConfig
+    from model.flash.processor import load_tokenizer
 
     torch.set_num_threads(1)
     shape = ModelConfig(

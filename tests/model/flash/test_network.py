@@ -195,6 +195,20 @@ def test_truncated_weights_are_refused_naming_the_file(tiny_directory, tmp_path)
         load_model(broken)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "processor_config.json", "fovea.json"])
+@pytest.mark.parametrize("left", ["half", "{}"])
+def test_a_truncated_or_empty_configuration_is_refused_in_one_line(tiny_directory, tmp_path, name, left):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_directory, broken)
+    whole = (broken / name).read_text()
+    (broken / name).write_text(whole[: len(whole) // 2] if left == "half" else left)
+    with pytest.raises(InputError, match=str(broken)) as caught:
+        load_processor(broken)
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_directory_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere"):
         load_model(tmp_path / "nowhere")
