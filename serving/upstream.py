@@ -63,7 +63,8 @@ class VisionClient:
         """Features of ``images``, in order.
 
         Raises:
-            ApiError: 400 for a bad image, 429 when the predictor is busy, 503 when it is down, 504 when it is late.
+            ApiError: 400 for a bad image, 429 when the predictor is busy, 502 when it answers nonsense, 503 when it is
+                down, 504 when it is late.
         """
         try:
             reply = await self._stub.ModelInfer(
@@ -71,7 +72,10 @@ class VisionClient:
             )
         except grpc.aio.AioRpcError as error:
             raise _vision_error(error) from None
-        return read_vision_reply(reply, len(images))
+        try:
+            return read_vision_reply(reply, len(images))
+        except ValueError:
+            raise ApiError(502, "the vision predictor's answer cannot be read", "vision_failed") from None
 
     async def close(self) -> None:
         """Close the channel."""

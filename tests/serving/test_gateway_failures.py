@@ -111,10 +111,24 @@ def test_what_the_language_server_does_wrong_is_no_500(upstream, status, code):
 
 
 class Ready(GRPCInferenceServiceServicer):
-    """A vision predictor, as far as a health question sees one."""
+    """A vision predictor, as far as a health question sees one; its answers to anything else are empty."""
 
     def ModelReady(self, request, context):
         return pb.ModelReadyResponse(ready=True)
+
+    def ModelInfer(self, request, context):
+        return pb.ModelInferResponse()
+
+
+def test_what_the_vision_predictor_does_wrong_is_no_500():
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_GRPCInferenceServiceServicer_to_server(Ready(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with language_server(b"") as url, gateway(vision_port=port, language_url=url, request_timeout_s=LONG) as client:
+        reply = post(client, ask("x", png()))
+    server.stop(None).wait()
+    assert (reply.status_code, reply.json()["error"]["code"]) == (502, "vision_failed")
 
 
 def test_a_predictor_that_comes_back_is_found():
