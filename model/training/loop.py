@@ -1,6 +1,7 @@
 """The one training loop: accelerate, AdamW, cosine schedule, checkpoints, exact resume."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -61,7 +62,9 @@ def supervised_stage(name: str, config: TrainingConfig) -> Stage:
 
 
 def make_deterministic(threads: int, seed: int) -> None:
-    """Pin what decides the last bits of a sum on the CPU."""
+    """Pin what decides the last bits of a sum."""
+    # Without it every product of matrices on a GPU is refused in deterministic mode.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(seed)
@@ -142,9 +145,10 @@ class _Run:
             parameter.requires_grad_(True)
         model.train()
         self.model = model
+        # Moved to its device first: what the optimiser resumes with has to lie where the parameters lie.
+        self.wrapped = self.accelerator.prepare(model)
         self.optimizer = make_optimizer(trained, config)
         self.state = load_checkpoint(state_dir, model, self.optimizer) or TrainingState()
-        self.wrapped = self.accelerator.prepare(model)
         self.reader = BatchReader(
             rows,
             processor,

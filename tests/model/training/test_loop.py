@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from model.data.errors import InputError
 from model.flash.build import build_model
@@ -49,6 +50,16 @@ def test_a_stopped_run_continues_bit_for_bit(tokenizer, rows, tmp_path, precisio
     assert resumed.history == state.history
     assert [record["step"] for record in state.history] == list(range(1, 9))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_resumed_optimiser_follows_the_model_to_where_it_trains(tokenizer, rows, tmp_path, monkeypatch):
+    """Another type of number stands for another device."""
+    monkeypatch.setattr(Accelerator, "prepare", lambda self, model: model.double())
+    _, state = run(tokenizer, rows, settings(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tokenizer, rows, settings(), tmp_path / "stopped", stop_at=4)
+    _, resumed = run(tokenizer, rows, settings(), tmp_path / "stopped")
+    assert resumed.history == state.history
 
 
 def test_a_finished_run_is_not_trained_again(tokenizer, rows, tmp_path):
