@@ -31,10 +31,10 @@ class VisionConfig(Section):
     attention_bias: bool = True
     """Biases of queries, keys and values (300M)."""
     layer_scale_init_value: float = Field(0.1, gt=0)
-    """Initial weight of every residual branch; a shallow tower that starts from nothing learns faster with 1."""
+    """Start of the learned scale of each residual branch; a shallow tower that starts from nothing learns faster with
+    1."""
     position_init_std: float = Field(0.02, gt=0)
     """Deviation of new position embeddings."""
-    """Start of the learned scale of each residual branch."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "VisionConfig":
