@@ -27,7 +27,8 @@ class OneLineErrors(TyperGroup):
             _complain([f"error: {line}" for line in str(error).splitlines()])
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            _complain([f"interrupted; what is done is kept; to continue: {resume_command()}"])
+            where = f" {error}" if str(error) else ""
+            _complain([f"interrupted{where}; what is done is kept; to continue: {resume_command()}"])
             raise typer.Exit(130) from error
         except Exception as error:
             disk = _full_disk(error)

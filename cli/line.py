@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import versioning
-from cli.progress import Mode, ProgressView
+from cli.progress import Mode, ProgressView, read_update
 from components.lock import FileLock, Held
 from components.settings import Settings
 from model.data.errors import InputError
@@ -69,12 +69,7 @@ def run_line(profile: Profile, settings: Settings, mode: Mode, root: Path) -> Li
         mode: how progress is shown.
         root: directory of dvc.yaml and params.yaml, if there are any.
     """
-    with ExitStack() as stack:
-
-        def show(run_dir: Path) -> None:
-            stack.enter_context(ProgressView(run_dir, mode))
-
-        run = run_local(profile, settings=settings, on_start=show)
+    run = _run_watched(profile, settings, mode)
     lineage = {record["step"]: _lineage(record) for record in run.steps}
     if not run.ok:
         return Line(run, lineage, None, "the line did not finish")
@@ -85,6 +80,25 @@ def run_line(profile: Profile, settings: Settings, mode: Mode, root: Path) -> Li
     versioning.materialise(outputs, settings.out / "line")
     why = why_not_commit(profile, settings, root)
     return Line(run, lineage, None if why else versioning.commit(root), why)
+
+
+def _run_watched(profile: Profile, settings: Settings, mode: Mode) -> LocalRun:
+    """Run the pipeline under a progress view. Ctrl-C says where it hit: the step, and the log."""
+    watched: list[Path] = []
+    with ExitStack() as stack:
+
+        def show(run_dir: Path) -> None:
+            watched.append(run_dir)
+            stack.enter_context(ProgressView(run_dir, mode))
+
+        try:
+            return run_local(profile, settings=settings, on_start=show)
+        except KeyboardInterrupt:
+            if not watched:
+                raise
+            update = read_update(watched[0])
+            step = f"in {update.step}; " if update else ""
+            raise KeyboardInterrupt(f"{step}log: {watched[0] / 'log.txt'}") from None
 
 
 def why_not_commit(profile: Profile, settings: Settings, root: Path) -> str:

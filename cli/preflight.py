@@ -95,9 +95,13 @@ def gpu_name() -> str | None:
     return lines[0] if answer.returncode == 0 and lines else None
 
 
-def check_gpu(name: str | None) -> Check:
-    """``tiny`` runs on the CPU everywhere: its hashes are compared between machines."""
-    return Check("GPU", "none, and none is needed" if name is None else f"{name}, left alone: tiny runs on the CPU")
+def check_gpu(name: str | None, visible: str | None) -> Check:
+    """Whether a GPU will be used; ``visible`` is CUDA_VISIBLE_DEVICES, where it is set."""
+    if name is None:
+        return Check("GPU", "none, and none is needed")
+    if visible in ("", "-1"):
+        return Check("GPU", f"{name}, not used: CUDA_VISIBLE_DEVICES hides it")
+    return Check("GPU", f"{name}, used for training and scoring (CUDA_VISIBLE_DEVICES= keeps to the CPU)")
 
 
 def preflight(root: Path, installed: bool) -> list[Check]:
@@ -109,7 +113,7 @@ def preflight(root: Path, installed: bool) -> list[Check]:
         check_disk(shutil.disk_usage(root).free / (1 << 30), installed),
         check_memory(available_memory_gib()),
         *check_work(installed, cores),
-        check_gpu(gpu_name()),
+        check_gpu(gpu_name(), os.environ.get("CUDA_VISIBLE_DEVICES")),
     ]
 
 

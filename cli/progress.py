@@ -35,6 +35,11 @@ class Update:
     started: float
     updated: float
 
+    @property
+    def title(self) -> str:
+        """Step and label; the step alone where the label says no more."""
+        return self.step if self.label == self.step else f"{self.step}: {self.label}"
+
 
 def read_update(run_dir: Path) -> Update | None:
     """The newest progress of a run, or None while there is none."""
@@ -119,7 +124,7 @@ class ProgressView:
                 update = read_update(self._run_dir)
                 if update is None or not _worth_showing(update):
                     continue
-                if title != (title := f"{update.step}: {update.label}"):
+                if title != (title := update.title):
                     task = _next_bar(bars, task, title, update.total)
                 pace = meter.describe(update)
                 bars.update(task, completed=update.done, total=update.total or None, pace=pace)
@@ -135,7 +140,7 @@ class ProgressView:
                 due, last = time.monotonic() + _LINE_SECONDS, update
                 count = f" {update.done}/{update.total}" if update.total else ""
                 tail = f", {pace}" if pace else ""
-                print(f"{update.step}: {update.label}{count}{tail}", file=sys.stderr, flush=True)
+                print(f"{update.title}{count}{tail}", file=sys.stderr, flush=True)
 
 
 def _worth_showing(update: Update) -> bool:

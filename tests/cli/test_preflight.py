@@ -52,6 +52,12 @@ def test_another_platform_is_refused():
     assert "Darwin arm64" in preflight.check_platform("Darwin", "arm64").problem
 
 
+def test_a_gpu_is_used_unless_it_is_hidden():
+    assert "none is needed" in preflight.check_gpu(None, None).found
+    assert "H200, used" in preflight.check_gpu("H200", None).found
+    assert "H200, not used" in preflight.check_gpu("H200", "").found
+
+
 def test_the_script_prints_every_check():
     done = subprocess.run([sys.executable, SOURCE], capture_output=True, text=True, check=False)
     for name in ("Python", "disk", "memory", "download", "time", "GPU"):

@@ -52,6 +52,10 @@ def test_lines_for_a_log_name_step_and_count(tmp_path, capsys):
     assert output.out == ""
 
 
+def test_a_label_that_repeats_the_step_is_said_once(tmp_path, capsys):
+    assert said(tmp_path, capsys, "lines", label="sft").err == "sft 3/9\n"
+
+
 def test_work_of_unknown_length_has_no_count(tmp_path, capsys):
     assert said(tmp_path, capsys, "lines", label="starting", done=0, total=0).err == "sft: starting\n"
 

@@ -62,8 +62,10 @@ def test_ctrl_c_leaves_no_process_and_says_how_to_continue(micro_line, number):
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert output == ""
+    log = max(runs.iterdir()) / "log.txt"
+    assert log.exists()
     assert errors.strip().splitlines() == [
-        f"fovea: interrupted; what is done is kept; to continue: fovea run --quiet --set {seed}"
+        f"fovea: interrupted in pretrain; log: {log}; what is done is kept; to continue: fovea run --quiet --set {seed}"
     ]
     assert processes_with(str(micro_line.root)) == []
 
