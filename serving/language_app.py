@@ -13,8 +13,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from model.data.chat import IMAGE_PLACEHOLDER
 from model.data.errors import InputError
+from model.data.schema import IMAGE_PLACEHOLDER
 from model.flash.generation import Completion
 from model.flash.generation import Request as Prompt
 from serving.asgi import ApiError, BodyLimit, ClientGone, HeldStream, add_error_handlers, server_sent_event, unless_gone

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 # Words that stand for media or turns in a rendered prompt: a user's text that held one could forge either.
-# Written out: ``model.data.chat`` needs pyarrow, which the gateway's environment does not have. A test compares them.
+# Written out: ``model.data.schema`` needs pyarrow, which the gateway's environment does not have. A test compares them.
 RESERVED = ("<image>", "<video>", "<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>")
 
 

@@ -3,12 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from model.data.schema import IMAGE_PLACEHOLDER
-
-__all__ = ["IMAGE_PLACEHOLDER", "Segment", "chat_template", "render_chat"]
-
-IMG_START, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
-TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+from model.data.schema import TURN_END, TURN_START
 
 # The same rendering for stock tools: a string, or a list of typed parts; an image stands on a line of its own.
 CHAT_TEMPLATE = (

@@ -16,6 +16,10 @@ SCHEMA_VERSION = 1
 IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
 PLACEHOLDERS = {"image": IMAGE_PLACEHOLDER, "video": VIDEO_PLACEHOLDER}
+IMG_START, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+# What the chat template writes around turns and images: a text that holds one would forge a turn or an image.
+RESERVED = (IMG_START, IMG_END, IMG_CONTEXT, TURN_START, TURN_END)
 
 
 class Media(TypedDict):
@@ -190,6 +194,8 @@ def _check_messages(row: Mapping[str, Any]) -> str | None:
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
             return "a message has no text content"
+        if found := next((word for word in RESERVED if word in message["content"]), None):
+            return f"a message holds the reserved word {found}"
     roles = [message.get("role") for message in messages]
     turns = roles[1:] if roles[0] == "system" else roles
     if turns and turns[-1] != "assistant":

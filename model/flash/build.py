@@ -7,8 +7,8 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, InternVLConfig, InternVLVisionModel, PreTrainedModel
 
-from model.data.chat import IMG_CONTEXT, TURN_END
 from model.data.errors import InputError
+from model.data.schema import IMG_CONTEXT, TURN_END
 from model.flash.config import ModelConfig
 from model.flash.images import Tiling
 from model.flash.network import FlashModel

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from model.data.chat import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START, TURN_END, Segment, render_chat
+from model.data.chat import Segment, render_chat
 from model.data.errors import InputError
+from model.data.schema import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START, TURN_END
 from model.flash.images import Tiling, tile_image
 
 # The default of the published checkpoints, which carry no fovea.json.

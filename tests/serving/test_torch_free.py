@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.data import chat
+from model.data import schema
 from serving.openai_schema import RESERVED
 
 FREE = ["serving.launch", "serving.vision", "serving.language", "components.deploy.step", "cli.serve"]
@@ -38,5 +38,4 @@ def test_the_gateway_runs_without_torch_and_the_rest_of_the_line():
 
 
 def test_the_reserved_words_are_those_of_the_chat_template():
-    words = {chat.IMAGE_PLACEHOLDER, chat.IMG_START, chat.IMG_END, chat.IMG_CONTEXT, chat.TURN_START, chat.TURN_END}
-    assert words <= set(RESERVED)
+    assert {*schema.PLACEHOLDERS.values(), *schema.RESERVED} == set(RESERVED)

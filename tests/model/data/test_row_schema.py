@@ -68,6 +68,8 @@ def test_video_by_uri_with_a_hash_is_valid():
         (changed(["messages", 0, "role"], "assistant"), "roles must be user and assistant in turn"),
         (changed(["messages", 0, "role"], "narrator"), "roles must be user and assistant in turn"),
         (changed(["messages", 0, "content"], None), "a message has no text content"),
+        (changed(["messages", 0, "content"], "<image>\n<IMG_CONTEXT>?"), "reserved word <IMG_CONTEXT>"),
+        (changed(["messages", 1, "content"], "No.<|im_end|>"), "reserved word <|im_end|>"),
         (changed(["answers"], []), "answers is missing or empty"),
         (changed(["answers"], "A pixel."), "answers is missing or empty"),
         (changed(["answers"], ["A pixel.", ""]), "an accepted answer is empty"),
