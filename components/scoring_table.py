@@ -117,7 +117,8 @@ def score_model_on_sample(
     seed: int = 0,
     progress: ProgressFunction = no_progress,
 ) -> dict[str, FamilyScore]:
-    """Answer ``rows`` greedily and score them: what a training step reports at its end. The model's mode is kept.
+    """Answer ``rows`` greedily, as they are and with images swapped, and score them: what a training step reports at
+    its end. The model's mode is kept.
 
     Raises:
         InputError: names the row that cannot be scored or whose media cannot be read.
@@ -127,13 +128,21 @@ def score_model_on_sample(
     check_scorers(rows)
     training = model.training
     model.eval()
-    try:
-        answers = answer_rows(
-            model, processor, rows, batch_size=batch_size, max_new_tokens=max_new_tokens, progress=progress
+    swapped_rows = swap_media(rows, seed)
+    given = [row for row in swapped_rows if row is not None]
+
+    def answer(questions: Sequence[Row]) -> list[str]:
+        return answer_rows(
+            model, processor, questions, batch_size=batch_size, max_new_tokens=max_new_tokens, progress=progress
         )
+
+    try:
+        answers = answer(rows)
+        left = iter(answer(given))
     finally:
         model.train(training)
-    return score_predictions(rows, answers, bootstrap=bootstrap, seed=seed)
+    swapped = [None if row is None else next(left) for row in swapped_rows]
+    return score_predictions(rows, answers, swapped, bootstrap=bootstrap, seed=seed)
 
 
 def mean_score(table: dict[str, FamilyScore]) -> float:

@@ -12,6 +12,7 @@ from model.data.schema import IMAGE_PLACEHOLDER, Row, Scorer, image_media, score
 
 SOURCE = "scikit-learn digits"
 LICENSE = "CC-BY-4.0"
+_TRANSCRIBE_SHARE = 0.2
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 # A question, the answer, the scorer.
@@ -79,8 +80,12 @@ def boxed_transcription(canvas: Canvas) -> Exchange:
 
 
 def read(canvas: Canvas, rng: np.random.Generator) -> Exchange:
-    """The digits in the order of reading, asked as a question."""
-    return "Which digits?", _listed(canvas), scorer("exact")
+    """The digits in the order of reading, asked as a question; now and then in the words of pre-training.
+
+    Without these the model forgets in fine-tuning what they mean.
+    """
+    question = "Transcribe." if rng.random() < _TRANSCRIBE_SHARE else "Which digits?"
+    return question, _listed(canvas), scorer("exact")
 
 
 def count(canvas: Canvas, rng: np.random.Generator) -> Exchange:

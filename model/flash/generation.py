@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from model.data.chat import render_chat
 from model.data.errors import InputError
 from model.data.schema import Row
-from model.flash.images import read_image
+from model.flash.images import row_images
 from model.flash.network import FlashModel
 from model.flash.processor import FlashProcessor
 
@@ -157,21 +157,21 @@ def answer_rows(
     texts = []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
-        requests = [request_of_row(model, row) for row in part]
+        requests = requests_of_rows(model, part)
         texts += [c.text for c in generate(model, processor, requests, max_new_tokens)]
         if progress is not None:
             progress("answering", min(start + batch_size, len(rows)), len(rows))
     return texts
 
 
-def request_of_row(model: FlashModel, row: Row) -> Request:
-    """The question of a row, its images encoded.
+def requests_of_rows(model: FlashModel, rows: Sequence[Row]) -> list[Request]:
+    """The questions of rows, their images encoded together.
 
     Raises:
-        InputError: a medium cannot be read.
+        InputError: a medium cannot be read, or is not in the row.
     """
-    try:
-        images = [read_image(medium["bytes"]) for medium in row["media"]]
-    except InputError as error:
-        raise InputError(f"row {row['id']}: {error}") from error
-    return Request(row["messages"][:-1], [f.features for f in model.encode(images)])
+    features = model.encode_batch([row_images(row) for row in rows])
+    return [
+        Request(row["messages"][:-1], [image.features for image in images])
+        for row, images in zip(rows, features, strict=True)
+    ]

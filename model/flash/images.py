@@ -7,11 +7,15 @@ import io
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from model.data.errors import InputError
+
+if TYPE_CHECKING:
+    from model.data.schema import Row
 
 MAX_IMAGE_BYTES = 20_000_000
 MAX_IMAGE_PIXELS = 40_000_000
@@ -71,6 +75,23 @@ def read_image(data: bytes, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = 
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError) as error:
         raise InputError(f"image cannot be decoded: {error}") from error
     return _to_rgb(image)
+
+
+def row_images(row: "Row") -> list[Image.Image]:
+    """The decoded images of a row.
+
+    Raises:
+        InputError: names the row whose medium cannot be read, or is not in the row.
+    """
+    images = []
+    for number, medium in enumerate(row["media"]):
+        if medium["kind"] != "image" or medium["bytes"] is None:
+            raise InputError(f"row {row['id']}: media[{number}]: only images whose bytes are in the row can be read")
+        try:
+            images.append(read_image(medium["bytes"]))
+        except InputError as error:
+            raise InputError(f"row {row['id']}: media[{number}]: {error}") from error
+    return images
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

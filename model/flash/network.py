@@ -158,28 +158,49 @@ class FlashModel(nn.Module):
             hidden = hidden[keep_BT]
         return self.language_model.get_output_embeddings()(hidden)
 
-    @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image | bytes]) -> list[ImageFeatures]:
         """Visual features of the images of one request; needs the vision half alone.
 
         Raises:
             InputError: an image cannot be read.
         """
-        tiling = self.tiling.shared_by(len(images))
-        opened = [read_image(image) if isinstance(image, bytes) else image for image in images]
-        cut = [tile_image(image, tiling) for image in opened]
+        return self.encode_batch([images])[0]
+
+    @torch.inference_mode()
+    def encode_batch(self, requests: Sequence[Sequence[Image.Image | bytes]]) -> list[list[ImageFeatures]]:
+        """Visual features of the images of several requests, in one pass; images share tiles within a request only.
+
+        Raises:
+            InputError: an image cannot be read.
+        """
+        cut = []
+        for number, images in enumerate(requests):
+            tiling = self.tiling.shared_by(len(images))
+            for given in images:
+                image = read_image(given) if isinstance(given, bytes) else given
+                cut.append((number, image, tiling, tile_image(image, tiling)))
+        results: list[list[ImageFeatures]] = [[] for _ in requests]
         if not cut:
-            return []
-        features = self.tile_features(torch.from_numpy(np.concatenate(cut)))
-        results, start = [], 0
-        for image, tiles in zip(opened, cut, strict=True):
-            rows = features[start : start + len(tiles)]
+            return results
+        rows_NRD = self.tile_features(torch.from_numpy(np.concatenate([tiles for *_, tiles in cut])))
+        start = 0
+        for number, image, tiling, tiles in cut:
+            rows = rows_NRD[start : start + len(tiles)]
             start += len(tiles)
-            digest = sha256(f"{self.weights_version}|{tiling}|{image.size}|".encode() + image.tobytes()).hexdigest()
-            grid = choose_grid(image.width, image.height, tiling)
-            per_tile = [rows.shape[1]] * len(tiles)
-            results.append(ImageFeatures(rows.flatten(0, 1), per_tile, grid, self.weights_version, digest))
+            results[number].append(
+                ImageFeatures(
+                    rows.flatten(0, 1),
+                    [rows.shape[1]] * len(tiles),
+                    choose_grid(image.width, image.height, tiling),
+                    self.weights_version,
+                    self._key(image, tiling),
+                )
+            )
         return results
+
+    def _key(self, image: Image.Image, tiling: Tiling) -> str:
+        head = f"{self.weights_version}|{tiling}|{image.size}|".encode()
+        return sha256(head + image.tobytes()).hexdigest()
 
 
 def set_attention(model: FlashModel, implementation: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.data.errors import InputError
 from model.data.schema import Row
-from model.flash.images import read_image, reencode_jpeg
+from model.flash.images import reencode_jpeg, row_images
 from model.flash.processor import FlashProcessor, Sample
 from model.objectives.next_token import Averaging, token_weight
 
@@ -74,10 +74,10 @@ def sample_of_row(
     Raises:
         InputError: a medium is broken, placeholders do not match, nothing carries loss, or the row is too long.
     """
+    images = row_images(row)
+    if jpeg_quality is not None:
+        images = [reencode_jpeg(image, jpeg_quality) for image in images]
     try:
-        images = [read_image(medium["bytes"]) for medium in row["media"]]
-        if jpeg_quality is not None:
-            images = [reencode_jpeg(image, jpeg_quality) for image in images]
         sample = processor.sample(row["messages"], images, row_id=row["id"])
     except InputError as error:
         raise InputError(f"row {row['id']}: {error}") from error

@@ -239,3 +239,25 @@ def test_pretrained_halves_are_taken_and_new_tokens_start_at_the_mean(tokenizer,
     assert len(rows) == tokenizer.get_vocab_size()
     assert torch.equal(rows[:250], given.get_input_embeddings().weight)
     torch.testing.assert_close(rows[250:], given.get_input_embeddings().weight.mean(0).expand(len(rows) - 250, -1))
+
+
+def test_requests_encoded_together_have_the_features_they_have_alone(tiny_model, rng):
+    model, _ = tiny_model
+    requests = [[picture(rng)], [], [picture(rng, 2, 2), picture(rng, 2, 1)]]
+    together = model.encode_batch(requests)
+    for images, encoded_images in zip(requests, together, strict=True):
+        alone = model.encode(images)
+        assert [e.rows_per_tile for e in encoded_images] == [e.rows_per_tile for e in alone]
+        assert [e.key for e in encoded_images] == [e.key for e in alone]
+        for one, other in zip(encoded_images, alone, strict=True):
+            torch.testing.assert_close(one.features, other.features, atol=1e-5, rtol=1e-5)
+
+
+def test_media_that_are_not_in_the_row_are_refused_by_name(tiny_model):
+    from model.flash.images import row_images
+    from tests.tiny import question_row
+
+    row = question_row("far", [], "1")
+    row["media"] = [{"kind": "image", "bytes": None, "uri": "s3://bucket/a.png"}]
+    with pytest.raises(InputError, match=r"row far: media\[0\]: only images whose bytes are in the row"):
+        row_images(row)
