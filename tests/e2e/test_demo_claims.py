@@ -14,9 +14,12 @@ FAMILIES = ["count", "locate", "maximum", "read"]
 
 @pytest.fixture(scope="module")
 def summary() -> Summary:
-    path = Path(os.environ.get("FOVEA_OUT", "out")) / "demo" / "summary.json"
-    if not path.is_file():
+    out = Path(os.environ.get("FOVEA_OUT", "out"))
+    path, lineage = out / "demo" / "summary.json", out / "line" / "sft" / "model" / "lineage.json"
+    if not path.is_file() or not lineage.is_file():
         pytest.skip(f"NOT CHECKED: {path} is missing; run make demo first")
+    if (profile := json.loads(lineage.read_text())["profile"]) != "tiny":
+        pytest.skip(f"NOT CHECKED: the last line in {out} is of the profile {profile}; run make demo")
     return Summary.model_validate(json.loads(path.read_text()))
 
 
