@@ -106,7 +106,7 @@ def train(
     never stopped (same machine, same number of threads).
 
     Raises:
-        InputError: a row cannot be used, or the loss is not finite; the message names the rows.
+        InputError: a row cannot be used, or loss or gradient is not finite; the message names the rows.
     """
     make_deterministic(config.threads, config.seed)
     run = _Run(model, processor, rows, stage, config, state_dir)
@@ -194,15 +194,19 @@ class _Run:
                 accelerator.backward(loss)
             total += loss.item()
         total = _total(accelerator, total) / ranks
-        if not math.isfinite(total):
-            names = [name for batch in batches for name in batch.row_ids]
-            raise InputError(f"{self.stage.name}: loss is {total} at step {step}; rows {', '.join(names[:8])}, ...")
+        self._check_finite("loss", total, step, batches)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = float(accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.grad_clip))
+        self._check_finite("norm of the gradient", norm, step, batches)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total, norm
+
+    def _check_finite(self, name: str, value: float, step: int, batches: list[Batch]) -> None:
+        if not math.isfinite(value):
+            rows = [row for batch in batches for row in batch.row_ids]
+            raise InputError(f"{self.stage.name}: {name} is {value} at step {step}; rows {', '.join(rows[:8])}, ...")
 
 
 def _total(accelerator: Accelerator, value: float) -> float:

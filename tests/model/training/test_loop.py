@@ -12,7 +12,7 @@ from model.flash.build import build_model
 from model.training.batches import BatchReader, EpochOrder, collate, sample_of_row
 from model.training.config import TrainingConfig
 from model.training.drop_path import drop_path
-from model.training.loop import learning_rate, supervised_stage, train
+from model.training.loop import Stage, all_parameters, learning_rate, supervised_loss, supervised_stage, train
 from tests.tiny import picture, question_row, tiny_config
 
 
@@ -181,6 +181,20 @@ def test_stochastic_depth_drops_branches_in_training_only(tiny_model):
 def test_a_diverged_loss_stops_and_names_the_rows(tokenizer, rows, tmp_path):
     with pytest.raises(InputError, match=r"loss is nan at step .*rows r"):
         run(tokenizer, rows, settings(learning_rate=1e30, grad_clip=1e30, steps=8), tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_a_weight(tokenizer, rows, tmp_path):
+    def loss(model, batch, denominator):
+        parameter = next(model.parameters())
+        # Zero, with a derivative that is not a number.
+        return supervised_loss(model, batch, denominator) + (parameter - parameter.detach()).abs().sqrt().sum()
+
+    model, processor = build_model(tiny_config(), tokenizer, seed=0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    stage = Stage("sft", loss, all_parameters)
+    with pytest.raises(InputError, match=r"sft: norm of the gradient is nan at step 0; rows r"):
+        train(model, processor, rows, stage, settings(), tmp_path, lambda *_: None)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_row_without_an_answer_is_refused_by_name(tokenizer, rows, tmp_path):
