@@ -19,6 +19,9 @@ from transformers.activations import ACT2FN
 from model.flash.images import Tiling, choose_grid, read_image, tile_image
 from model.flash.processor import IMAGENET_MEAN, IMAGENET_STD
 
+TILES_AT_ONCE = 64
+"""Tiles that ``encode_batch`` sends through the tower together: 64 rows of large images have 832 of them."""
+
 
 def pixel_unshuffle(x_NHWD: Tensor, ratio: float) -> Tensor:
     """Trade resolution for channels: [N, H, W, D] to [N, H * ratio, W * ratio, D / ratio**2].
@@ -182,7 +185,8 @@ class FlashModel(nn.Module):
         results: list[list[ImageFeatures]] = [[] for _ in requests]
         if not cut:
             return results
-        rows_NRD = self.tile_features(torch.from_numpy(np.concatenate([tiles for *_, tiles in cut])))
+        tiles_NSSC = torch.from_numpy(np.concatenate([tiles for *_, tiles in cut]))
+        rows_NRD = torch.cat([self.tile_features(part) for part in tiles_NSSC.split(TILES_AT_ONCE)])
         start = 0
         for number, image, tiling, tiles in cut:
             rows = rows_NRD[start : start + len(tiles)]

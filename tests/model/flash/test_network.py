@@ -253,6 +253,24 @@ def test_requests_encoded_together_have_the_features_they_have_alone(tiny_model,
             torch.testing.assert_close(one.features, other.features, atol=1e-5, rtol=1e-5)
 
 
+def test_a_batch_never_sends_more_tiles_through_the_tower_than_its_bound(tiny_model, rng, monkeypatch):
+    model, _ = tiny_model
+    requests = [[picture(rng, 2, 2)], [picture(rng, 2, 1)], [picture(rng)]]
+    whole = model.encode_batch(requests)
+    sizes = []
+    hook = model.vision_tower.register_forward_pre_hook(
+        lambda _, __, given: sizes.append(len(given["pixel_values"])), with_kwargs=True
+    )
+    monkeypatch.setattr("model.flash.network.TILES_AT_ONCE", 3)
+    try:
+        parts = model.encode_batch(requests)
+    finally:
+        hook.remove()
+    assert sizes == [3, 3, 3]
+    for (one,), (other,) in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one.features, other.features, atol=1e-5, rtol=1e-5)
+
+
 def test_media_that_are_not_in_the_row_are_refused_by_name(tiny_model):
     from model.flash.images import row_images
     from tests.tiny import question_row
