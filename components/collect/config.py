@@ -35,6 +35,8 @@ class DigitsConfig(Section):
     """Training rows of each of the four question families."""
     boxed_share: float = Field(0.0, ge=0, le=1)
     """Share of the transcriptions that also give the box of each digit."""
+    transcribe_share: float = Field(0.0, ge=0, le=1)
+    """Share of the training questions ``read`` in the words of pre-training, which fine-tuning makes a model forget."""
     heldout: int = Field(250, ge=1)
     """Held-out rows of each family."""
     heldout_glyph_share: float = Field(0.2, gt=0, lt=1)

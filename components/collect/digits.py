@@ -12,7 +12,6 @@ from model.data.schema import IMAGE_PLACEHOLDER, Row, Scorer, image_media, score
 
 SOURCE = "scikit-learn digits"
 LICENSE = "CC-BY-4.0"
-_TRANSCRIBE_SHARE = 0.2
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 # A question, the answer, the scorer.
@@ -38,13 +37,14 @@ def train_counts(config: DigitsConfig) -> dict[Family, int]:
 
 
 def _rows(config: DigitsConfig, painter: Painter, split: str, counts: dict[Family, int]) -> Iterator[Row]:
+    others = {"transcribe": config.boxed_share, "read": config.transcribe_share}
     for number, family in enumerate(FAMILIES):
         rng = np.random.default_rng([config.seed, 1 + (split == "heldout"), number])
         for index in range(counts[family]):
             canvas = painter.draw(rng)
-            # A held-out transcription is always the plain one: it is what is scored.
-            boxed = family == "transcribe" and rng.random() < config.boxed_share and split == "train"
-            exchange = boxed_transcription(canvas) if boxed else _EXCHANGES[family](canvas, rng)
+            # Held-out rows are always the plain ones: they are what is scored.
+            other = split == "train" and rng.random() < others.get(family, 0.0)
+            exchange = _OTHERS[family](canvas, rng) if other else _EXCHANGES[family](canvas, rng)
             while exchange is None:
                 canvas = painter.draw(rng)
                 exchange = _EXCHANGES[family](canvas, rng)
@@ -73,19 +73,15 @@ def transcribe(canvas: Canvas, rng: np.random.Generator) -> Exchange:
     return "Transcribe.", _listed(canvas), scorer("exact")
 
 
-def boxed_transcription(canvas: Canvas) -> Exchange:
+def boxed_transcription(canvas: Canvas, rng: np.random.Generator) -> Exchange:
     """Each digit with its box: "7 120 300 260 480; 3 ...": it teaches the places that ``locate`` asks for."""
     parts = (f"{digit} {canvas.box_text(index)}" for index, digit in enumerate(canvas.digits))
     return "Transcribe with boxes.", "; ".join(parts), scorer("exact")
 
 
 def read(canvas: Canvas, rng: np.random.Generator) -> Exchange:
-    """The digits in the order of reading, asked as a question; now and then in the words of pre-training.
-
-    Without these the model forgets in fine-tuning what they mean.
-    """
-    question = "Transcribe." if rng.random() < _TRANSCRIBE_SHARE else "Which digits?"
-    return question, _listed(canvas), scorer("exact")
+    """The digits in the order of reading, asked as a question."""
+    return "Which digits?", _listed(canvas), scorer("exact")
 
 
 def count(canvas: Canvas, rng: np.random.Generator) -> Exchange:
@@ -117,4 +113,9 @@ _EXCHANGES: dict[Family, Callable[[Canvas, np.random.Generator], Exchange | None
     "count": count,
     "maximum": maximum,
     "locate": locate,
+}
+# What some training rows of a family ask instead: a transcription with boxes; reading in the words of pre-training.
+_OTHERS: dict[Family, Callable[[Canvas, np.random.Generator], Exchange]] = {
+    "transcribe": boxed_transcription,
+    "read": transcribe,
 }

@@ -1,6 +1,6 @@
 """Decisions between rows: exact duplicates, near duplicates, contamination by the evaluation rows.
 
-Perceptual hashes only nominate: at distance 4 they take a fifth of all digit canvases for duplicates. Pixels decide.
+Perceptual hashes only nominate: at distance 4 they take many a digit canvas for a copy of another. Pixels decide.
 """
 
 import itertools

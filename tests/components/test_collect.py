@@ -161,7 +161,7 @@ def test_questions_are_answered_from_the_canvas():
     question, answer, _ = locate(drawn, rng)
     assert "7" in question
     assert answer == "200 200 400 600"
-    assert boxed_transcription(drawn)[1] == "3 000 000 100 400; 7 200 200 400 600; 3 500 400 980 980"
+    assert boxed_transcription(drawn, rng)[1] == "3 000 000 100 400; 7 200 200 400 600; 3 500 400 980 980"
 
 
 def test_a_digit_that_occurs_twice_is_never_asked_for():
