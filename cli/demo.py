@@ -142,7 +142,16 @@ class _Demo:
             self._say(f"stop it:  {fovea} stop {_NAME}")
         else:
             self._say(f"\nserve it: {fovea} serve {_near(self.settings.out / 'line' / 'deploy' / 'deployment')}")
-        self._say(f"runs:     {_as_typed('mlflow')} ui --backend-store-uri {self.settings.tracking_uri}")
+        self._say(f"runs:     {_how_to_see_runs(self.settings.tracking_uri)}")
+
+
+def _how_to_see_runs(uri: str) -> str:
+    """The address of a tracking server, or the command that shows what lies in a file."""
+    from components.tracking import redacted
+
+    if uri.startswith(("http://", "https://")):
+        return redacted(uri)
+    return f"{_as_typed('mlflow')} ui --backend-store-uri {redacted(uri)}"
 
 
 def ask(endpoint: str, model: str, question: "Question") -> "Answer":

@@ -12,6 +12,7 @@ from cli.report import Example, Report
 from cli.summary import HeldoutScore, StageSummary, Summary
 from components.predictions import read_predictions
 from components.scoring_table import score_row
+from model.data.errors import InputError
 from model.data.schema import Row
 from model.data.shards import open_dataset
 from scoring.boxes import parse_box
@@ -66,7 +67,12 @@ def first_question(line: Line) -> Question:
     """The first held-out row of the first family that fine-tuning teaches: nobody picks a flattering one."""
     taught = {row["task"] for row in open_dataset(line.output("curate", "questions")).rows()}
     rows = open_dataset(line.output("collect", "heldout")).rows()
-    return question_of(next(row for row in rows if row["task"] in taught and row["media"]))
+    found = next((row for row in rows if row["task"] in taught and row["media"]), None)
+    if found is None:
+        raise InputError(
+            "no held-out row with an image asks what fine-tuning teaches; nothing to ask the gateway"
+        )
+    return question_of(found)
 
 
 def report_of(line: Line, summary: Summary, profile: str) -> Report:

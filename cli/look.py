@@ -74,7 +74,8 @@ def _registry() -> list[dict[str, Any]]:
     if uri is None:
         return []
     registry = MlflowRegistry(uri)
-    found = [(alias, registry.by_alias("fovea", alias)) for alias in ("champion", "challenger")]
+    aliases = ("champion", "challenger")
+    found = [(alias, registry.by_alias(name, alias)) for name in registry.names() for alias in aliases]
     return [
         {"name": model.name, "alias": alias, "version": model.version, "storage_uri": model.storage_uri}
         for alias, model in found

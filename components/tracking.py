@@ -288,6 +288,12 @@ class MlflowRegistry:
                     return None
                 raise
 
+    def names(self) -> list[str]:
+        """Every registered model, in alphabetical order."""
+        client = _client(self._uri)
+        with _speaking_to(self._uri):
+            return sorted(model.name for model in client.search_registered_models(max_results=1000))
+
     def by_sha256(self, name: str, model_sha256: str) -> RegisteredModel | None:
         """The newest version registered for this payload, or None."""
         client = _client(self._uri)

@@ -131,3 +131,10 @@ def test_report_is_written_whole(report, tmp_path):
     write_report(report, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text().rstrip().endswith("</html>")
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_hint_to_the_runs_shows_no_password():
+    from cli.demo import _how_to_see_runs
+
+    assert _how_to_see_runs("https://me:secret@mlflow.example/x") == "https://***@mlflow.example/x"
+    assert _how_to_see_runs("sqlite:////a/mlflow.db").endswith("mlflow ui --backend-store-uri sqlite:////a/mlflow.db")

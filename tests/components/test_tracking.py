@@ -167,6 +167,13 @@ def registry(uri) -> MlflowRegistry:
     return MlflowRegistry(uri)
 
 
+def test_the_registry_lists_its_models(registry):
+    assert registry.names() == []
+    for name in ("second", "first"):
+        registry.register(name, "file:///store/model", SHA, {})
+    assert registry.names() == ["first", "second"]
+
+
 def test_the_registry_knows_versions_by_alias_and_by_payload(registry):
     assert registry.by_alias("known", "champion") is None
     assert registry.by_sha256("known", SHA) is None
