@@ -16,7 +16,7 @@ preflight:
 	@$(PYTHON) cli/preflight.py
 
 demo: preflight .venv/.line  ## check this machine, run the tiny line, serve it, write out/demo/
-	@exec $(BIN)/fovea demo
+	@exec env FOVEA_RESUME="make demo" $(BIN)/fovea demo
 
 test: preflight .venv/.test  ## style, import contracts and the test suite, under 10 minutes on 2 cores
 	$(BIN)/ruff check .
@@ -28,7 +28,7 @@ soak: .venv/.test  ## the tests that need hours; never part of CI
 
 clean:  ## remove the environment and everything that was made
 	@$(BIN)/fovea stop >/dev/null 2>&1 || true
-	rm -rf .venv .venv.lock out dvc.lock .dvc/cache .dvc/tmp .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm .venv.lock out dvc.lock .dvc/cache .dvc/tmp .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	rm -rf *.egg-info; find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # $(call environment,SET): the pinned packages of requirements/SET.txt in .venv, and this repository beside them. One make at
