@@ -1,7 +1,7 @@
 """Configuration of ``collect``. Imports no torch."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,8 @@ class DigitsConfig(Section):
     """Training rows of the family ``transcribe``."""
     questions: int = Field(ge=1)
     """Training rows of each of the four question families."""
+    mix: dict[Family, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Families that get more or fewer training rows than the above, as a factor."""
     boxed_share: float = Field(0.0, ge=0, le=1)
     """Share of the transcriptions that also give the box of each digit."""
     transcribe_share: float = Field(0.0, ge=0, le=1)

@@ -33,7 +33,8 @@ def digit_rows(config: DigitsConfig) -> tuple[Iterator[Row], Iterator[Row]]:
 
 def train_counts(config: DigitsConfig) -> dict[Family, int]:
     """Training rows of each family."""
-    return {family: config.transcriptions if family == "transcribe" else config.questions for family in FAMILIES}
+    even = {family: config.transcriptions if family == "transcribe" else config.questions for family in FAMILIES}
+    return {family: round(rows * config.mix.get(family, 1.0)) for family, rows in even.items()}
 
 
 def _rows(config: DigitsConfig, painter: Painter, split: str, counts: dict[Family, int]) -> Iterator[Row]:

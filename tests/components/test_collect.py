@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -341,3 +342,9 @@ def test_the_data_steps_import_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_mix_gives_a_family_more_or_fewer_rows():
+    config = SMALL.model_copy(update={"transcriptions": 4, "questions": 10, "mix": {"count": 0.5, "locate": 1.6}})
+    counted = Counter(row["task"] for row in digit_rows(config)[0])
+    assert counted == {"transcribe": 4, "read": 10, "count": 5, "maximum": 10, "locate": 16}
