@@ -86,7 +86,7 @@ def loss_curve(title: str, points: Sequence[tuple[float, float]]) -> str:
     parts.append(f'<polyline points="{line}" fill="none" stroke="{BLUE}" stroke-width="2" stroke-linejoin="round"/>')
     x, y = place(*finite[-1])
     parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{BLUE}"/>')
-    parts.append(_text(x - 6, y - 10, f"{losses[-1]:.3g}", anchor="end", fill=BLUE, size=12, weight=600))
+    parts.append(_text(width - right, 18, f"ends at {losses[-1]:.3g}", anchor="end", fill=BLUE, size=12, weight=600))
     return _svg(width, height, f"{title}: training loss over steps, ending at {losses[-1]:.3g}", parts)
 
 
