@@ -69,9 +69,7 @@ def first_question(line: Line) -> Question:
     rows = open_dataset(line.output("collect", "heldout")).rows()
     found = next((row for row in rows if row["task"] in taught and row["media"]), None)
     if found is None:
-        raise InputError(
-            "no held-out row with an image asks what fine-tuning teaches; nothing to ask the gateway"
-        )
+        raise InputError("no held-out row with an image asks what fine-tuning teaches; nothing to ask the gateway")
     return question_of(found)
 
 
