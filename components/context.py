@@ -9,8 +9,16 @@ from typing import Any, Protocol
 ProgressFunction = Callable[[str, int, int], None]
 
 
+# metrics(record): one JSON-able record per optimiser step, with wall-clock values that belong in no payload.
+MetricsFunction = Callable[[dict[str, Any]], None]
+
+
 def no_progress(label: str, done: int, total: int) -> None:
     """Show nothing."""
+
+
+def no_metrics(record: dict[str, Any]) -> None:
+    """Keep nothing."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +56,27 @@ class Registry(Protocol):
 class StepContext:
     """The surroundings of a running step.
 
+    Every rank of a step runs the same ``run``. Rank 0 writes the outputs, and its result counts; the others write
+    nothing and may return when they are no longer needed.
+
     Attributes:
-        state_dir: survives a kill; the same step run again finds what it left here.
-        progress: progress reporter.
+        state_dir: survives a kill; the same step run again finds what it left here. The same one for all ranks.
+        progress: progress reporter; does nothing on ranks above 0.
         registry: the model registry; None for steps that may not see it (all but gate, register, deploy).
         published: where each input lies for good, by name: its directory in the store, or else the input itself.
+        metrics: keeps a record of an optimiser step (model/training/metrics.py) where ``fovea status`` finds it; does
+            nothing on ranks above 0. Times differ from run to run, so they go here and never into ``StepResult``.
+        rank: this process among those that run the step together, from 0.
+        ranks: their number.
     """
 
     state_dir: Path
     progress: ProgressFunction = no_progress
     registry: Registry | None = None
     published: dict[str, Path] = field(default_factory=dict)
+    metrics: MetricsFunction = no_metrics
+    rank: int = 0
+    ranks: int = 1
 
 
 @dataclass

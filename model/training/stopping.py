@@ -1,0 +1,57 @@
+"""A polite end of training: SIGTERM asks for it, the loop answers after an optimiser step with a checkpoint.
+
+Contract: the loop trains under ``with watch():``, asks ``stop_requested()`` after every optimiser step (ranks agree
+first: one of them may see the signal a step before the others), writes a checkpoint and raises ``Stopped``. Whoever
+runs the step turns that into exit status 143. Imports no torch.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPED_STATUS = 128 + signal.SIGTERM
+"""Exit status of a process that ended because it was asked to."""
+
+_requested = threading.Event()
+
+
+class Stopped(Exception):
+    """Training ended before its last step because it was asked to; its checkpoint is complete.
+
+    The message names stage and step, e.g. ``sft: stopped after step 12 of 100``.
+    """
+
+
+def stop_requested() -> bool:
+    """Whether SIGTERM has reached this process since ``watch`` began."""
+    return _requested.is_set()
+
+
+@contextmanager
+def watch() -> Iterator[None]:
+    """Note SIGTERM instead of dying of it, until the block ends.
+
+    A request that the block did not answer with ``Stopped`` (it came after the last step) goes to the handler that was
+    there before. Handlers belong to the main thread: in any other this does nothing, and so does a watch in a watch.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _note:
+        yield
+        return
+    _requested.clear()
+    previous = signal.signal(signal.SIGTERM, _note)
+    answered = False
+    try:
+        yield
+    except Stopped:
+        answered = True
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
+        if _requested.is_set() and not answered:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def _note(_number: int, _frame: FrameType | None) -> None:
+    _requested.set()
