@@ -1,0 +1,1 @@
+"""Peers that cannot be installed, re-implemented from their published descriptions; each says from which."""
