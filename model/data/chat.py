@@ -35,13 +35,15 @@ def chat_template(system_prompt: str) -> str:
     return CHAT_TEMPLATE.replace("SYSTEM_PROMPT", "'" + system_prompt.replace("\\", "\\\\").replace("'", "\\'") + "'")
 
 
-def render_chat(messages: Sequence[dict[str, str]], system_prompt: str, *, generate: bool = False) -> list[Segment]:
-    """Render messages to segments.
+def render_chat(
+    messages: Sequence[dict[str, str]], system_prompt: str | None, *, generate: bool = False
+) -> list[Segment]:
+    """Render messages to segments, after a turn with ``system_prompt`` (None for none) where they open with none.
 
     Only the assistant's text and its terminator are trained (InternVL3.5, section 2.3). With ``generate`` the
     text ends with an open assistant turn.
     """
-    if not messages or messages[0]["role"] != "system":
+    if system_prompt is not None and (not messages or messages[0]["role"] != "system"):
         messages = [{"role": "system", "content": system_prompt}, *messages]
     segments = []
     for message in messages:

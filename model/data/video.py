@@ -37,11 +37,12 @@ class Video:
 
 
 class VideoShape(NamedTuple):
-    """What ``read_video`` would give: number of frames, and their size in pixels."""
+    """What ``read_video`` would give: number of frames, their size in pixels, and their seconds in the clip."""
 
     frames: int
     width: int
     height: int
+    timestamps: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,9 @@ def _shape(medium: "Media", sampling: FrameSampling) -> VideoShape:
         raise InputError("is not a video")
     clip = _clip(medium, sampling)
     with open_video(clip.data) as source:
-        _, chosen, _ = _choose(clip, source)
-        return VideoShape(len(chosen), *_scaled(source.width, source.height, len(chosen)))
+        times, chosen, _ = _choose(clip, source)
+        seconds = tuple(times[index] - clip.start for index in chosen)
+        return VideoShape(len(chosen), *_scaled(source.width, source.height, len(chosen)), seconds)
 
 
 def _choose(clip: _Clip, source: Container | Animation) -> tuple[list[float], list[int], float]:
