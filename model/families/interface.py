@@ -1,7 +1,7 @@
 """What training, scoring and serving need of a model family. Imports no torch.
 
-A family gives a processor (rows to samples) and a network (samples to hidden states). Shape suffixes: B batch, T tokens,
-S samples in a pack, M positions that carry loss, D hidden, N visual units.
+A family gives a processor (rows to samples) and a network (samples to hidden states). Shape suffixes: B batch,
+T tokens, S samples in a pack, M positions that carry loss, D hidden, N visual units.
 """
 
 from collections.abc import Iterable, Sequence

@@ -5,9 +5,11 @@ Source: InternVL3.5 (arXiv 2508.18265), section 2.1; the tie rule follows the re
 
 import io
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_IMAGE_BYTES = 20_000_000
 MAX_IMAGE_PIXELS = 40_000_000
+T = TypeVar("T")
+_ORIENTATION = 0x0112
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
@@ -52,29 +56,54 @@ def read_image(data: bytes, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = 
     Raises:
         InputError: empty, too large, of an unknown format, animated, or broken.
     """
+    with _decoding():
+        image = _open(data, max_bytes, max_pixels)
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    return _to_rgb(image)
+
+
+def image_size(data: bytes, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
+    """Width and height of an encoded image once it stands upright; no pixel is decoded.
+
+    Raises:
+        InputError: as ``read_image``, as far as the header tells.
+    """
+    with _decoding():
+        image = _open(data, max_bytes, max_pixels)
+        width, height = image.size
+        # Orientations 5 to 8 lie on their side.
+        return (height, width) if image.getexif().get(_ORIENTATION, 1) >= 5 else (width, height)
+
+
+def _open(data: bytes, max_bytes: int, max_pixels: int) -> Image.Image:
     if not data:
         raise InputError("image is empty (0 bytes)")
     if len(data) > max_bytes:
         raise InputError(f"image has {len(data)} bytes; the limit is {max_bytes}")
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise InputError(f"image is {width} x {height} pixels; the limit is {max_pixels} pixels in all")
+    # Cameras put a preview behind the photo in one file ("MPO"): the first image is the photo.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise InputError(f"image is animated ({image.n_frames} frames)")
+    return image
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Pillow's many errors as one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise InputError(f"image is {width} x {height} pixels; the limit is {max_pixels} pixels in all")
-            # Cameras put a preview behind the photo in one file ("MPO"): the first image is the photo.
-            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                raise InputError(f"image is animated ({image.n_frames} frames)")
-            image.load()
-            image = ImageOps.exif_transpose(image)
+            yield
     except InputError:
         raise
     except UnidentifiedImageError as error:
         raise InputError(f"not an image of a known format ({', '.join(_FORMATS)})") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError) as error:
         raise InputError(f"image cannot be decoded: {error}") from error
-    return _to_rgb(image)
 
 
 def row_images(row: "Row") -> list[Image.Image]:
@@ -83,15 +112,26 @@ def row_images(row: "Row") -> list[Image.Image]:
     Raises:
         InputError: names the row whose medium cannot be read, or is not in the row.
     """
-    images = []
-    for number, medium in enumerate(row["media"]):
-        if medium["kind"] != "image" or medium["bytes"] is None:
-            raise InputError(f"row {row['id']}: media[{number}]: only images whose bytes are in the row can be read")
-        try:
-            images.append(read_image(medium["bytes"]))
-        except InputError as error:
-            raise InputError(f"row {row['id']}: media[{number}]: {error}") from error
-    return images
+    return [_of_row(row, number, read_image) for number in range(len(row["media"]))]
+
+
+def row_image_sizes(row: "Row") -> list[tuple[int, int]]:
+    """Upright width and height of the images of a row; no pixel is decoded.
+
+    Raises:
+        InputError: as ``row_images``, as far as the headers tell.
+    """
+    return [_of_row(row, number, image_size) for number in range(len(row["media"]))]
+
+
+def _of_row(row: "Row", number: int, read: Callable[[bytes], T]) -> T:
+    medium = row["media"][number]
+    if medium["kind"] != "image" or medium["bytes"] is None:
+        raise InputError(f"row {row['id']}: media[{number}]: only images whose bytes are in the row can be read")
+    try:
+        return read(medium["bytes"])
+    except InputError as error:
+        raise InputError(f"row {row['id']}: media[{number}]: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

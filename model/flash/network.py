@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, InternVLConfig, InternVLVisionModel, PreTrainedModel
 from transformers.activations import ACT2FN
 
+from model.families.interface import HiddenStates, Inputs, Parts
 from model.flash.images import Tiling, choose_grid, read_image, tile_image
 from model.flash.processor import IMAGENET_MEAN, IMAGENET_STD
 
@@ -132,34 +133,44 @@ class FlashModel(nn.Module):
             return embeds
         return embeds.masked_scatter(mask.unsqueeze(-1), features_RD.to(embeds.dtype))
 
-    def forward(
-        self,
-        ids_BT: Tensor,
-        mask_BT: Tensor,
-        tiles_NSSC: Tensor | None = None,
-        keep_BT: Tensor | None = None,
-    ) -> Tensor:
-        """Logits.
+    def hidden(self, inputs: Inputs) -> HiddenStates:
+        """Final hidden states at the kept positions of padded samples or of a pack.
 
-        Args:
-            ids_BT: token ids, padded on the right.
-            mask_BT: 1 for real tokens.
-            tiles_NSSC: uint8 tiles of all images of the batch, in order; None for text only.
-            keep_BT: positions whose logits are wanted; all when None.
-
-        Returns:
-            [B, T, V], or [kept positions, V] in row-major order.
+        Raises:
+            ValueError: visual rows and image tokens differ in number.
         """
-        features = None
-        if tiles_NSSC is not None and len(tiles_NSSC):
-            features = self.tile_features(tiles_NSSC).flatten(0, 1)
-        embeds = self.embed(ids_BT, features)
-        hidden = self.language_model.base_model(
-            inputs_embeds=embeds, attention_mask=mask_BT, use_cache=False
-        ).last_hidden_state
-        if keep_BT is not None:
-            hidden = hidden[keep_BT]
-        return self.language_model.get_output_embeddings()(hidden)
+        tiles = inputs.media.get("tiles")
+        features_NRD = self.tile_features(tiles) if tiles is not None and len(tiles) else None
+        unseen = None
+        if features_NRD is not None and inputs.blank:
+            features_NRD, unseen = features_NRD[:-1], features_NRD[-1]
+        embeds = self.embed(inputs.ids, None if features_NRD is None else features_NRD.flatten(0, 1))
+        if unseen is not None:
+            embeds = embeds + 0 * unseen.sum().to(embeds.dtype)
+        output = self.language_model.base_model(
+            inputs_embeds=embeds,
+            attention_mask=inputs.mask,
+            position_ids=inputs.positions,
+            use_cache=False,
+            **pack_borders(inputs),
+        )
+        return HiddenStates(output.last_hidden_state.flatten(0, 1)[inputs.keep], None)
+
+    @property
+    def head(self) -> nn.Module:
+        """Hidden states to logits."""
+        return self.language_model.get_output_embeddings()
+
+    def parts(self) -> Parts:
+        """Tower, projector and language model."""
+        return Parts((self.vision_tower,), (self.multi_modal_projector,), (self.language_model,))
+
+    def forward(self, ids_BT: Tensor, mask_BT: Tensor, tiles_NSSC: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V] of padded samples; ``tiles_NSSC`` are all tiles of the batch, in order."""
+        media = {} if tiles_NSSC is None else {"tiles": tiles_NSSC}
+        keep = torch.arange(ids_BT.numel(), device=ids_BT.device)
+        inputs = Inputs(ids_BT, mask_BT, None, None, media, False, keep)
+        return self.head(self.hidden(inputs).states).view(*ids_BT.shape, -1)
 
     def encode(self, images: Sequence[Image.Image | bytes]) -> list[ImageFeatures]:
         """Visual features of the images of one request; needs the vision half alone.
@@ -205,6 +216,15 @@ class FlashModel(nn.Module):
     def _key(self, image: Image.Image, tiling: Tiling) -> str:
         head = f"{self.weights_version}|{tiling}|{image.size}|".encode()
         return sha256(head + image.tobytes()).hexdigest()
+
+
+def pack_borders(inputs: Inputs) -> dict[str, Tensor | int]:
+    """What transformers' language models hand down to attention about the borders of a pack's samples."""
+    borders = inputs.cu_seqlens
+    if borders is None:
+        return {}
+    longest = int(borders.diff().max())
+    return {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
 
 
 def set_attention(model: FlashModel, implementation: str) -> None:

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 
 from model.data.chat import Segment, render_chat
 from model.data.errors import InputError
-from model.data.schema import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START, TURN_END
-from model.flash.images import Tiling, tile_image
+from model.data.schema import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START, TURN_END, Row
+from model.families.interface import Sample, Size
+from model.flash.images import Tiling, count_tiles, reencode_jpeg, row_image_sizes, row_images, tile_image
 
 # The default of the published checkpoints, which carry no fovea.json.
 INTERNVL_SYSTEM_PROMPT = (
@@ -24,25 +25,6 @@ INTERNVL_SYSTEM_PROMPT = (
 )
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass
-class Sample:
-    """One tokenised row.
-
-    Attributes:
-        row_id: id of the row, for messages.
-        input_ids: [T] token ids, placeholders expanded.
-        trained: [T] True where the token carries loss.
-        tiles: uint8 [N, S, S, 3], all tiles of all images in order.
-        tiles_per_image: tile count of each image; its sum is N.
-    """
-
-    row_id: str
-    input_ids: list[int]
-    trained: list[bool]
-    tiles: np.ndarray
-    tiles_per_image: list[int]
 
 
 @dataclass(frozen=True)
@@ -108,7 +90,7 @@ class FlashProcessor:
         together = np.concatenate(tiles) if tiles else np.zeros((0, side, side, 3), np.uint8)
         return together, [len(t) for t in tiles]
 
-    def sample(
+    def conversation(
         self,
         messages: Sequence[dict[str, str]],
         images: Sequence[Image.Image],
@@ -116,11 +98,49 @@ class FlashProcessor:
         generate: bool = False,
         row_id: str = "",
     ) -> Sample:
-        """Render, tile and tokenise one conversation."""
+        """Render, tile and tokenise one conversation.
+
+        Raises:
+            InputError: the number of ``<image>`` placeholders differs from the number of images.
+        """
         tiles, counts = self.tile_images(images)
         segments = render_chat(messages, self.system_prompt, generate=generate)
         input_ids, trained = self.tokenize(segments, [n * self.rows_per_tile for n in counts])
-        return Sample(row_id, input_ids, trained, tiles, counts)
+        return Sample(row_id, input_ids, trained, {"tiles": tiles}, len(tiles))
+
+    def sample(self, row: Row, *, jpeg_quality: int | None = None) -> Sample:
+        """Decode, tile and tokenise a row, its images re-encoded as JPEG at ``jpeg_quality`` first.
+
+        Raises:
+            InputError: names the row whose medium or messages cannot be used.
+        """
+        images = row_images(row)
+        if jpeg_quality is not None:
+            images = [reencode_jpeg(image, jpeg_quality) for image in images]
+        try:
+            return self.conversation(row["messages"], images, row_id=row["id"])
+        except InputError as error:
+            raise InputError(f"row {row['id']}: {error}") from error
+
+    def measure(self, row: Row) -> Size:
+        """Tokens and tiles of ``sample(row)``; no pixel is decoded.
+
+        Raises:
+            InputError: names the row whose medium or messages cannot be used.
+        """
+        tiling = self.tiling.shared_by(len(row["media"]))
+        counts = [count_tiles(width, height, tiling) for width, height in row_image_sizes(row)]
+        segments = render_chat(row["messages"], self.system_prompt)
+        try:
+            input_ids, _ = self.tokenize(segments, [n * self.rows_per_tile for n in counts])
+        except InputError as error:
+            raise InputError(f"row {row['id']}: {error}") from error
+        return Size(len(input_ids), sum(counts))
+
+    def blank_media(self) -> dict[str, np.ndarray]:
+        """One black tile."""
+        side = self.tiling.tile
+        return {"tiles": np.zeros((1, side, side, 3), np.uint8)}
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""

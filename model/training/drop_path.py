@@ -10,14 +10,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.data.errors import InputError
+from model.families.interface import Network
+from model.flash.network import FlashModel
+
 
 @contextmanager
-def drop_path(vision_tower: nn.Module, rate: float) -> Iterator[None]:
+def drop_path(network: Network, rate: float) -> Iterator[None]:
     """Drop each residual branch of layer i with probability ``rate * i / (layers - 1)``, per tile, in training mode.
 
     A branch is ``lambda * f(x)`` with an element-wise lambda, so dropping ``f(x)`` drops the branch.
+
+    Raises:
+        InputError: the network has another vision tower than InternViT.
     """
-    layers = vision_tower.encoder.layer
+    if rate and not isinstance(network, FlashModel):
+        raise InputError("training.drop_path_rate: only InternViT has stochastic depth; leave it at 0")
+    layers = network.vision_tower.encoder.layer if rate else []
     hooks = []
     for index, layer in enumerate(layers):
         probability = rate * index / max(1, len(layers) - 1)

@@ -1,28 +1,36 @@
-"""The one training loop: accelerate, AdamW, cosine schedule, checkpoints, exact resume."""
+"""The one training loop: packing, engines, schedule, checkpoints, exact resume."""
 
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from model.data.errors import InputError
 from model.data.schema import Row
-from model.flash.network import FlashModel
-from model.flash.processor import FlashProcessor
-from model.objectives.next_token import next_token_loss
-from model.training.batches import Batch, BatchReader
+from model.families.interface import Network, Processor
+from model.objectives.next_token import chunked_next_token_loss
+from model.training.attention import use_varlen_attention
+from model.training.batches import Batch
 from model.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from model.training.config import TrainingConfig
 from model.training.drop_path import drop_path
+from model.training.engine import Engine, LossFunction, make_engine, world
+from model.training.flops import step_cost
+from model.training.lora import add_lora
+from model.training.memory import checkpoint_activations, compile_layers
+from model.training.metrics import TrainingMetrics
+from model.training.reader import BatchReader, Reading
+from model.training.stopping import Stopped, stop_requested, watch
 
 Progress = Callable[[str, int, int], None]
+Log = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -31,43 +39,56 @@ class Stage:
 
     Attributes:
         name: for progress and messages.
-        loss: (model, batch, denominator) to the micro-batch's share of the step's loss.
+        loss: (network, batch, denominator) to the micro-batch's share of the step's loss.
         parameters: which parameters train.
     """
 
     name: str
-    loss: Callable[[nn.Module, Batch, float], Tensor]
-    parameters: Callable[[FlashModel], Iterable[nn.Parameter]]
+    loss: LossFunction
+    parameters: Callable[[Network], Iterable[nn.Parameter]]
 
 
-def supervised_loss(model: nn.Module, batch: Batch, denominator: float) -> Tensor:
-    """Next-token loss on the response tokens of a batch (pre-training, fine-tuning)."""
-    logits = model(batch.ids, batch.mask, batch.tiles, batch.keep)
-    return next_token_loss(logits, batch.targets, batch.weights, denominator)
+def supervised_loss(network: Network, batch: Batch, denominator: float, chunk: int = 1024) -> Tensor:
+    """Next-token loss on the response tokens of a batch (pre-training, fine-tuning).
+
+    The auxiliary loss of a mixture of experts is weighted as the micro-batch is in the optimiser step.
+    """
+    states, auxiliary = network.hidden(batch.inputs)
+    loss = chunked_next_token_loss(
+        states, network.head, batch.targets, batch.weights, denominator, chunk, calls=batch.loss_calls
+    )
+    if auxiliary is not None:
+        loss = loss + auxiliary * (batch.weights.sum() / denominator)
+    return loss
 
 
-def all_parameters(model: FlashModel) -> Iterable[nn.Parameter]:
+def all_parameters(network: Network) -> Iterable[nn.Parameter]:
     """Native training: everything learns."""
-    return model.parameters()
+    return network.parameters()
 
 
-def projector_parameters(model: FlashModel) -> Iterable[nn.Parameter]:
+def projector_parameters(network: Network) -> Iterable[nn.Parameter]:
     """Warm-up: the projector alone learns."""
-    return model.multi_modal_projector.parameters()
+    return network.parts().parameters("projector")
 
 
 def supervised_stage(name: str, config: TrainingConfig) -> Stage:
     """The stage of a supervised configuration."""
-    return Stage(name, supervised_loss, projector_parameters if config.train == "projector" else all_parameters)
+    loss = partial(supervised_loss, chunk=config.loss_chunk)
+    return Stage(name, loss, projector_parameters if config.train == "projector" else all_parameters)
 
 
-def make_deterministic(threads: int, seed: int) -> None:
+def make_deterministic(threads: int) -> None:
     """Pin what decides the last bits of a sum."""
     # Without it every product of matrices on a GPU is refused in deterministic mode.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
-    torch.manual_seed(seed)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed dropped paths and adapters' dropout: a function of (seed, step, rank), so that resuming needs no state."""
+    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -80,145 +101,156 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; vectors (norms, biases, layer scales) do not decay."""
-    trained = list(parameters)
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+def no_log(_record: dict[str, Any]) -> None:
+    """Keep no record of the steps."""
 
 
 def train(
-    model: FlashModel,
-    processor: FlashProcessor,
+    network: Network,
+    processor: Processor,
     rows: Sequence[Row],
     stage: Stage,
     config: TrainingConfig,
     state_dir: Path,
     progress: Progress,
+    log: Log = no_log,
 ) -> TrainingState:
-    """Train ``model`` in place.
+    """Train ``network`` in place; with several processes, every one of them calls this.
 
     A checkpoint in ``state_dir`` is taken up, and the losses after it are bit-identical to those of a run that was
-    never stopped (same machine, same number of threads).
+    never stopped (same machine, same number of threads and processes). Another number of processes may take it up.
+
+    Args:
+        network: on the CPU, float32. With ``config.lora`` it holds the adapters afterwards.
+        processor: of the network's family.
+        rows: the dataset.
+        stage: loss and trained parameters.
+        config: everything else.
+        state_dir: survives a kill.
+        progress: told of every step.
+        log: given speed, memory and waiting of every step.
 
     Raises:
         InputError: a row cannot be used, or loss or gradient is not finite; the message names the rows.
+        Stopped: SIGTERM came; the checkpoint is written.
     """
-    make_deterministic(config.threads, config.seed)
-    run = _Run(model, processor, rows, stage, config, state_dir)
-    state = run.state
-    progress(stage.name, state.step, config.steps)
-    with drop_path(model.vision_tower, config.drop_path_rate):
-        for step, batches in run.reader.read(state.step, config.steps):
-            run.step(step, batches)
-            progress(stage.name, state.step, config.steps)
-    run.accelerator.free_memory()
-    model.requires_grad_(True)
-    model.eval()
+    make_deterministic(config.threads)
+    seed_step(config.seed, 0, 0)
+    _choose_parameters(network, stage, config)
+    network.train()
+    checkpoint_activations(network.parts(), config.activation_checkpointing)
+    if config.compile:
+        compile_layers(network.parts())
+    packed = use_varlen_attention(*network.parts().language) if config.packing else nullcontext()
+    with packed, drop_path(network, config.drop_path_rate):
+        run = _Run(network, processor, rows, stage, config, state_dir, log)
+        state = run.state
+        progress(stage.name, state.step, config.steps)
+        with watch():
+            for reading in run.reader.read(state.step, config.steps):
+                run.step(reading)
+                progress(stage.name, state.step, config.steps)
+        run.engine.finish()
+    checkpoint_activations(network.parts(), "none")
+    network.requires_grad_(True)
+    network.eval()
     return state
 
 
+def _choose_parameters(network: Network, stage: Stage, config: TrainingConfig) -> None:
+    if config.lora is not None:
+        add_lora(network, config.lora, seed=config.seed)
+        return
+    network.requires_grad_(False)
+    for parameter in stage.parameters(network):
+        parameter.requires_grad_(True)
+
+
 class _Run:
-    """One stage being trained: model, optimiser, reader and state, restored from a checkpoint where there is one."""
+    """One stage being trained: engine, reader and state, restored from a checkpoint where there is one."""
 
     def __init__(
         self,
-        model: FlashModel,
-        processor: FlashProcessor,
+        network: Network,
+        processor: Processor,
         rows: Sequence[Row],
         stage: Stage,
         config: TrainingConfig,
         state_dir: Path,
+        log: Log,
     ) -> None:
         self.stage, self.config, self.state_dir = stage, config, state_dir
-        precision = "bf16" if config.precision == "bfloat16" else "no"
-        # accelerate keeps the first precision of a process for good; stages of one process may differ in it.
-        AcceleratorState._reset_state()
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
-        model.requires_grad_(False)
-        trained = list(stage.parameters(model))
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        model.train()
-        self.model = model
-        # Moved to its device first: what the optimiser resumes with has to lie where the parameters lie.
-        self.wrapped = self.accelerator.prepare(model)
-        self.optimizer = make_optimizer(trained, config)
-        self.state = load_checkpoint(state_dir, model, self.optimizer) or TrainingState()
-        self.reader = BatchReader(
-            rows,
-            processor,
-            batch_size=config.batch_size,
-            micro_batch_size=config.micro_batch_size,
-            averaging=config.loss_averaging,
-            seed=config.seed,
-            max_tokens=config.max_tokens,
-            jpeg_quality=config.jpeg_quality,
-            ranks=self.accelerator.num_processes,
-            rank=self.accelerator.process_index,
+        rank, ranks = world()
+        # All ranks have to run the same modules equally often wherever running one is something they do together.
+        self.together = ranks > 1
+        self.reader = BatchReader(rows, processor, config, ranks=ranks, rank=rank, blank=self.together)
+        cost = step_cost(network)  # counted before anything divides the weights
+        self.engine: Engine = make_engine(network, stage.loss, config, self.reader.micro_batches)
+        self.state = load_checkpoint(state_dir, self.engine) or TrainingState()
+        if self.state.step:
+            self.reader.resume(self.state.packer)
+        self.metrics = TrainingMetrics(
+            log, cost, self.engine.device, stage=stage.name, steps=config.steps, ranks=self.engine.ranks
         )
 
-    def step(self, step: int, batches: list[Batch]) -> None:
-        """One update, its record, and a checkpoint where one is due."""
-        state, config = self.state, self.config
-        rate = learning_rate(config, step)
-        loss, norm = self._update(step, batches, rate)
-        state.step = step + 1
-        state.tokens += int(_total(self.accelerator, sum(batch.tokens for batch in batches)))
+    def step(self, reading: Reading) -> None:
+        """One update, its record, and a checkpoint where one is due.
+
+        Raises:
+            Stopped: a signal asked for it; the checkpoint is written.
+        """
+        state, config, engine = self.state, self.config, self.engine
+        self.metrics.data_ready()
+        rate = learning_rate(config, reading.step)
+        seed_step(config.seed, reading.step, engine.rank)
+        loss, norm = self._update(reading, rate)
+        batches = reading.batches
+        counts = {name: sum(getattr(batch, name) for batch in batches) for name in ("tokens", "positions", "units")}
+        counts["rows"] = sum(len(batch.row_ids) for batch in batches)
+        counts["targets"] = sum(len(batch.targets) for batch in batches)
+        *totals, stopping = engine.sum([*counts.values(), stop_requested()])
+        counts = {name: int(total) for name, total in zip(counts, totals, strict=True)}
+        state.step, state.packer = reading.step + 1, reading.packer
+        state.tokens += counts["tokens"]
         last = state.step == config.steps
         if last or state.step % config.log_every == 0:
             state.history.append(
                 {"step": state.step, "loss": loss, "learning_rate": rate, "grad_norm": norm, "tokens": state.tokens}
             )
         # The last step is kept too: a run killed while it scores or writes its model does not train again.
-        if (last or state.step % config.checkpoint_every == 0) and self.accelerator.is_main_process:
-            save_checkpoint(self.state_dir, self.model, self.optimizer, state)
+        if last or stopping or state.step % config.checkpoint_every == 0:
+            save_checkpoint(self.state_dir, engine, state)
+        self.metrics.step_done(step=state.step, loss=loss, grad_norm=norm, learning_rate=rate, **counts)
+        if stopping and not last:
+            raise Stopped(f"{self.stage.name}: stopped after step {state.step}; the same command continues from there")
 
-    def _update(self, step: int, batches: list[Batch], rate: float) -> tuple[float, float]:
+    def _update(self, reading: Reading, rate: float) -> tuple[float, float]:
         """Gradients of all micro-batches, then the optimiser; returns loss and gradient norm before clipping."""
-        accelerator = self.accelerator
-        ranks = accelerator.num_processes
-        # The denominator spans all micro-batches and ranks; DDP averages gradients over ranks, hence their number.
-        denominator = _total(accelerator, sum(float(batch.weights.sum()) for batch in batches)) / ranks
-        total = 0.0
+        engine, batches = self.engine, reading.batches
+        # The denominator spans all micro-batches and ranks; engines average gradients over ranks, hence their number.
+        denominator = engine.sum([float(sum(float(batch.weights.sum()) for batch in batches))])[0] / engine.ranks
+        if self.together:
+            calls = engine.max([math.ceil(len(batch.targets) / self.config.loss_chunk) for batch in batches])
+            for batch, number in zip(batches, calls, strict=True):
+                batch.loss_calls = max(1, int(number))
+        total, bad = 0.0, []
         for number, batch in enumerate(batches):
-            batch = _to_device(batch, accelerator.device)
-            synchronise = ranks == 1 or number == len(batches) - 1
-            with nullcontext() if synchronise else accelerator.no_sync(self.wrapped):
-                with accelerator.autocast():
-                    loss = self.stage.loss(self.wrapped, batch, denominator)
-                accelerator.backward(loss)
-            total += loss.item()
-        total = _total(accelerator, total) / ranks
-        self._check_finite("loss", total, step, batches)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        norm = float(accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.grad_clip))
-        self._check_finite("norm of the gradient", norm, step, batches)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            loss = engine.backward(batch.to(engine.device), denominator, last=number == len(batches) - 1)
+            if not math.isfinite(loss):
+                bad += batch.row_ids
+            total += loss
+        # Summed before anybody stops: a rank whose own loss is fine stops too, and all of them before the update.
+        total = engine.sum([total])[0] / engine.ranks
+        if not math.isfinite(total):
+            self._refuse("loss", total, reading.step, bad)
+        norm = engine.step(rate)
+        if not math.isfinite(norm):
+            self._refuse(
+                "norm of the gradient", norm, reading.step, [row for batch in batches for row in batch.row_ids]
+            )
         return total, norm
 
-    def _check_finite(self, name: str, value: float, step: int, batches: list[Batch]) -> None:
-        if not math.isfinite(value):
-            rows = [row for batch in batches for row in batch.row_ids]
-            raise InputError(f"{self.stage.name}: {name} is {value} at step {step}; rows {', '.join(rows[:8])}, ...")
-
-
-def _total(accelerator: Accelerator, value: float) -> float:
-    """Sum over ranks."""
-    if accelerator.num_processes == 1:
-        return value
-    kind = torch.float64
-    return accelerator.reduce(torch.tensor(value, dtype=kind, device=accelerator.device), "sum").item()
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    moved = {name: getattr(batch, name).to(device) for name in ("ids", "mask", "tiles", "keep", "targets", "weights")}
-    return Batch(**moved, row_ids=batch.row_ids)
+    def _refuse(self, name: str, value: float, step: int, rows: Sequence[str]) -> None:
+        more = ", ..." if len(rows) > 8 else ""
+        where = f"rows {', '.join(rows[:8])}{more}" if rows else "in another process, which names the rows"
+        raise InputError(f"{self.stage.name}: {name} is {value} at step {step}; {where}")

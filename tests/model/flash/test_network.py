@@ -32,7 +32,7 @@ def conversation(processor, grids):
     rng = np.random.default_rng(7)
     images = [picture(rng, *grid) for grid in grids]
     messages = [{"role": "user", "content": "<image>\n" * len(images) + "What is this?"}]
-    return messages, images, processor.sample(messages, images, generate=True)
+    return messages, images, processor.conversation(messages, images, generate=True)
 
 
 @pytest.mark.parametrize("case", GRIDS)
@@ -40,7 +40,7 @@ def test_logits_equal_those_of_transformers(tiny_model, stock, case):
     model, processor = tiny_model
     _, _, sample = conversation(processor, GRIDS[case])
     ids = torch.tensor([sample.input_ids])
-    tiles = torch.from_numpy(sample.tiles)
+    tiles = torch.from_numpy(sample.media["tiles"])
     pixels = normalise(tiles) if len(tiles) else None
     with torch.inference_mode():
         ours = model(ids, torch.ones_like(ids), tiles)
@@ -94,7 +94,7 @@ def test_encode_then_generate_is_the_model_in_one_piece(tiny_directory, tiny_mod
     with torch.inference_mode():
         for _ in range(8):
             tokens = torch.tensor([ids])
-            ids = [*ids, int(whole(tokens, torch.ones_like(tokens), torch.from_numpy(sample.tiles))[0, -1].argmax())]
+            ids = [*ids, int(whole(tokens, torch.ones_like(tokens), torch.from_numpy(sample.media["tiles"]))[0, -1].argmax())]
     answer = ids[len(sample.input_ids) :]
     eos = processor.eos_token_id
     assert halves.token_ids == (answer[: answer.index(eos)] if eos in answer else answer)
@@ -217,7 +217,7 @@ def test_missing_directory_is_named(tmp_path):
 def test_placeholders_must_match_the_images(tiny_model, rng):
     _, processor = tiny_model
     with pytest.raises(InputError, match="2 <image> placeholders for 1 images"):
-        processor.sample([{"role": "user", "content": "<image> <image>"}], [picture(rng)])
+        processor.conversation([{"role": "user", "content": "<image> <image>"}], [picture(rng)])
 
 
 def test_a_missing_pretrained_half_names_the_path_and_the_command(tokenizer, tmp_path):

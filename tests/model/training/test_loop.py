@@ -9,10 +9,12 @@ from accelerate import Accelerator
 
 from model.data.errors import InputError
 from model.flash.build import build_model
-from model.training.batches import BatchReader, EpochOrder, collate, sample_of_row
-from model.training.config import TrainingConfig
+from model.training.attention import use_varlen_attention
+from model.training.batches import pack, pad
+from model.training.config import PackingConfig, TrainingConfig
 from model.training.drop_path import drop_path
 from model.training.loop import Stage, all_parameters, learning_rate, supervised_loss, supervised_stage, train
+from model.training.reader import BatchReader, EpochOrder, sample_of_row
 from tests.tiny import picture, question_row, tiny_config
 
 
@@ -54,7 +56,7 @@ def test_a_stopped_run_continues_bit_for_bit(tokenizer, rows, tmp_path, precisio
 
 def test_a_resumed_optimiser_follows_the_model_to_where_it_trains(tokenizer, rows, tmp_path, monkeypatch):
     """Another type of number stands for another device."""
-    monkeypatch.setattr(Accelerator, "prepare", lambda self, model: model.double())
+    monkeypatch.setattr(Accelerator, "prepare", lambda self, module: module.double())
     _, state = run(tokenizer, rows, settings(), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(tokenizer, rows, settings(), tmp_path / "stopped", stop_at=4)
@@ -72,9 +74,49 @@ def test_half_a_checkpoint_is_ignored(tokenizer, rows, tmp_path):
     _, whole = run(tokenizer, rows, settings(), tmp_path / "whole")
     partial = tmp_path / "state" / ".checkpoint-00000003.tmp"
     partial.mkdir(parents=True)
-    (partial / "model.safetensors").write_bytes(b"half")
+    (partial / "part-00000.safetensors").write_bytes(b"half")
     _, state = run(tokenizer, rows, settings(), tmp_path / "state")
     assert state.history == whole.history
+
+
+def test_a_stopped_run_of_packs_continues_bit_for_bit(tokenizer, rows, tmp_path):
+    """The packer's window lies across the checkpoint, and text-only rows are mixed in at their ratio."""
+    packing = PackingConfig(max_tokens=400, max_units=9, lookahead=7)
+    config = settings(batch_size=2, packing=packing, text_to_multimodal=(1, 2), drop_path_rate=0.2)
+    model, state = run(tokenizer, rows, config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tokenizer, rows, config, tmp_path / "stopped", stop_at=4)
+    again, resumed = run(tokenizer, rows, config, tmp_path / "stopped")
+    assert resumed.history == state.history
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_checkpoint_of_padded_rows_is_refused_for_packs(tokenizer, rows, tmp_path):
+    run(tokenizer, rows, settings(steps=1), tmp_path)
+    with pytest.raises(InputError, match=r"another setting of training\.packing"):
+        run(tokenizer, rows, settings(steps=2, packing=PackingConfig(max_tokens=600, max_units=9)), tmp_path)
+
+
+def test_a_packed_step_has_the_loss_and_the_gradient_of_its_rows(tiny_model, rows):
+    """One pack, and the same rows each alone: the same loss, the same gradients."""
+    model, processor = tiny_model
+    samples = [sample_of_row(processor, row) for row in rows[:7]]
+    alone = [pad([sample], "square", processor.eos_token_id) for sample in samples]
+    denominator = float(sum(batch.weights.sum() for batch in alone))
+
+    def gradients(batches):
+        model.zero_grad()
+        total = sum(supervised_loss(model, batch, denominator) for batch in batches)
+        total.backward()
+        return total.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    expected, expected_gradient = gradients(alone)
+    with use_varlen_attention(model.language_model):
+        loss, gradient = gradients([pack(samples, "square")])
+    model.zero_grad()
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for name, value in expected_gradient.items():
+        torch.testing.assert_close(gradient[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("micro", [1, 3, 8])
@@ -109,7 +151,7 @@ def test_only_the_answer_and_its_terminator_train(tiny_model, rows):
     sample = sample_of_row(processor, rows[4])
     trained = [i for i, flag in zip(sample.input_ids, sample.trained, strict=True) if flag]
     assert processor.tokenizer.decode(trained, skip_special_tokens=False) == "!!!!!<|im_end|>"
-    batch = collate([sample], "square", processor.eos_token_id)
+    batch = pad([sample], "square", processor.eos_token_id)
     assert batch.targets.tolist() == trained
     assert trained[0] == 0, "token id 0 is a target like any other"
 
@@ -117,26 +159,30 @@ def test_only_the_answer_and_its_terminator_train(tiny_model, rows):
 def test_a_wrong_position_is_never_kept(tiny_model, rows):
     """The position before each target predicts it, in padded batches too."""
     _, processor = tiny_model
-    batch = collate([sample_of_row(processor, row) for row in rows[:6]], "token", processor.eos_token_id)
-    following = torch.roll(batch.ids, -1, 1)[batch.keep]
+    batch = pad([sample_of_row(processor, row) for row in rows[:6]], "token", processor.eos_token_id)
+    following = batch.inputs.ids.flatten()[batch.inputs.keep + 1]
     assert torch.equal(following, batch.targets)
 
 
-def test_every_row_is_seen_once_an_epoch_and_the_order_is_a_function_of_the_step():
-    order = EpochOrder(rows=10, batch_size=4, seed=1)
-    first = list(itertools.chain.from_iterable(order.step(k) for k in range(5)))
+def test_every_row_is_seen_once_an_epoch_and_the_order_is_a_function_of_the_position():
+    order = EpochOrder(rows=10, seed=1)
+    first = [order.at(position) for position in range(20)]
     assert sorted(first[:10]) == sorted(first[10:]) == list(range(10))
     assert first[:10] != first[10:]
-    assert EpochOrder(10, 4, 1).step(3) == first[12:16]
+    assert [EpochOrder(10, 1).at(position) for position in (12, 9, 13)] == [first[12], first[9], first[13]]
 
 
-def test_ranks_share_a_step_without_overlap(tiny_model, rows):
+@pytest.mark.parametrize("packing", [None, PackingConfig(max_tokens=600, max_units=12, lookahead=8)])
+def test_ranks_share_a_step_without_overlap(tiny_model, rows, packing):
     _, processor = tiny_model
-    common = {"batch_size": 8, "micro_batch_size": None, "averaging": "square", "seed": 0}
-    common |= {"max_tokens": 4096, "jpeg_quality": None}
-    whole = BatchReader(rows, processor, **common).batches(0)[0].row_ids
-    halves = [BatchReader(rows, processor, **common, ranks=2, rank=r).batches(0)[0].row_ids for r in (0, 1)]
+
+    def shares(ranks):
+        readers = [BatchReader(rows, processor, settings(packing=packing), ranks=ranks, rank=r) for r in range(ranks)]
+        return [[row for batch in reader.reading(0).batches for row in batch.row_ids] for reader in readers]
+
+    (whole,), halves = shares(1), shares(2)
     assert sorted(halves[0] + halves[1]) == sorted(whole)
+    assert all(halves)
 
 
 def test_learning_rate_warms_up_and_ends_at_its_floor():
@@ -169,7 +215,7 @@ def test_stochastic_depth_drops_branches_in_training_only(tiny_model):
     pixels = torch.randn(6, 3, 56, 56)
     with torch.no_grad():
         plain = tower(pixel_values=pixels).last_hidden_state
-        with drop_path(tower, 0.9):
+        with drop_path(model, 0.9):
             assert torch.equal(tower(pixel_values=pixels).last_hidden_state, plain)
             tower.train()
             dropped = tower(pixel_values=pixels).last_hidden_state

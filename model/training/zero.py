@@ -1,0 +1,170 @@
+"""Training divided among processes by DeepSpeed ZeRO, stages 1 to 3 (arXiv 1910.02054)."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.training.batches import Batch
+from model.training.config import TrainingConfig
+from model.training.engine import LossFunction, LossModule, Slot, make_optimizer, reduce_values
+
+if not torch.cuda.is_available():
+    # It looks for its accelerator on import.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def deepspeed_config(config: TrainingConfig, micro_batches: int, hidden_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for ours.
+
+    Args:
+        config: of the stage; ``config.zero`` is set.
+        micro_batches: of one rank in an optimiser step.
+        hidden_size: of the language model.
+    """
+    zero: dict[str, Any] = {
+        "stage": config.zero.stage,
+        "contiguous_gradients": True,
+        "overlap_comm": torch.cuda.is_available(),
+        # What is smaller than this is not worth a collective of its own.
+        "stage3_param_persistence_threshold": 10 * hidden_size,
+    }
+    if config.zero.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if config.zero.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": config.grad_clip,
+        "bf16": {"enabled": config.precision == "bfloat16"},
+        "zero_optimization": zero,
+        # AdamW of torch, on the host too: the same updates as without ZeRO, and no compiler needed.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+class ZeroEngine:
+    """DeepSpeed's engine. In bfloat16 the weights are bfloat16 and their masters float32."""
+
+    def __init__(self, network: nn.Module, loss: LossFunction, config: TrainingConfig, micro_batches: int) -> None:
+        if not torch.distributed.is_initialized():
+            deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
+        self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self._network = network
+        self._trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self._stage = config.zero.stage
+        hidden_size = network.head.in_features
+        # DeepSpeed rounds the masters with the weights; these are put back after it has made them.
+        masters = {} if config.precision == "float32" else {n: p.detach().clone() for n, p in self._trained.items()}
+        self._engine, self._optimizer, *_ = deepspeed.initialize(
+            model=LossModule(network, loss),
+            optimizer=make_optimizer(list(self._trained.values()), config),
+            config=deepspeed_config(config, micro_batches, hidden_size),
+            dist_init_required=False,
+        )
+        self.device = torch.device(self._engine.device)
+        for name, master in masters.items():
+            self._set(self._trained[name], None, master)
+
+    def backward(self, batch: Batch, denominator: float, *, last: bool) -> float:
+        """Loss of one micro-batch, its gradient added; DeepSpeed counts itself which is the last."""
+        loss = self._engine(batch, denominator)
+        # The denominator spans the whole step: no further division by the number of micro-batches.
+        self._engine.backward(loss, scale_wrt_gas=False)
+        if not last:
+            self._engine.step()
+        return loss.item()
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update, forget the gradients; returns the norm before clipping."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over the ranks."""
+        return reduce_values(values, torch.distributed.ReduceOp.SUM, self.device)
+
+    def max(self, values: Sequence[float]) -> list[float]:
+        """Largest values over the ranks."""
+        return reduce_values(values, torch.distributed.ReduceOp.MAX, self.device)
+
+    def tensors(self) -> Iterator[Slot]:
+        """The trained parameters with their moments, gathered one after the other."""
+        updated = bool(self._flat_states())
+        for name, parameter in self._trained.items():
+            moments = [safe_get_full_optimizer_state(parameter, key) if updated else None for key in _MOMENTS]
+            yield Slot(name, safe_get_full_fp32_param(parameter).detach(), *moments)
+
+    def load(self, slots: Iterable[Slot], updates: int) -> None:
+        """Put back what ``tensors`` gave, of any engine and number of processes, after ``updates`` updates."""
+        if updates:
+            self._make_states(updates)
+        for slot in slots:
+            parameter = self._trained[slot.name]
+            self._set(parameter, None, slot.weight)
+            if updates:
+                self._set(parameter, "exp_avg", slot.exp_avg)
+                self._set(parameter, "exp_avg_sq", slot.exp_avg_sq)
+
+    def finish(self) -> None:
+        """Gather the weights in float32 and put plain parameters into the network's modules."""
+        whole: dict[int, nn.Parameter] = {}
+        for parameter in self._network.parameters():
+            whole[id(parameter)] = nn.Parameter(self._whole(parameter), parameter.requires_grad)
+        self._engine.destroy()
+        for module in self._network.modules():
+            plain = {name: None if p is None else whole[id(p)] for name, p in module._parameters.items()}
+            module._parameters = plain
+        self._network.float()
+
+    def _whole(self, parameter: nn.Parameter) -> Tensor:
+        if parameter.requires_grad:
+            return safe_get_full_fp32_param(parameter).detach().clone()
+        with deepspeed.zero.GatheredParameters(parameter, enabled=self._stage == 3):
+            return parameter.detach().clone().float()
+
+    def _flat_parameters(self) -> list[Tensor]:
+        """The float32 masters that the optimiser really updates: this rank's part of them."""
+        if self._stage == 3:
+            return list(self._optimizer.fp32_partitioned_groups_flat)
+        return list(self._optimizer.single_partition_of_fp32_groups)
+
+    def _flat_states(self) -> list[dict[str, Tensor]]:
+        return [state for p in self._flat_parameters() if (state := self._optimizer.optimizer.state.get(p))]
+
+    def _make_states(self, updates: int) -> None:
+        """AdamW makes its moments at the first update; a resumed run needs them before."""
+        for parameter in self._flat_parameters():
+            moments = {key: torch.zeros_like(parameter) for key in _MOMENTS}
+            step = torch.tensor(float(updates), device=parameter.device)
+            self._optimizer.optimizer.state[parameter] = {"step": step, **moments}
+        if self._stage != 3:
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _set(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
+        """Lay this rank's part of ``value`` into the master (key None) or a moment of a parameter."""
+        if self._stage != 3:
+            parameter.set_full_hp_param(value.to(self.device), key)
+            if key is None:
+                parameter.data.copy_(value)
+            return
+        part = parameter._z3_optimizer._get_fp32_opt_state_partition(parameter, False, key)[0]
+        # The last rank's part may be longer than what is left of the parameter: DeepSpeed fills it up with zeros.
+        start = min(self.rank * part.numel(), value.numel())
+        mine = value.flatten()[start : start + part.numel()]
+        part.zero_()
+        part[: mine.numel()].copy_(mine)
+        if key is None:
+            parameter.ds_tensor.view(-1)[: mine.numel()].copy_(mine)
