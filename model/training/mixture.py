@@ -7,6 +7,7 @@ ratio as whole rows allow.
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from math import gcd
 
 import numpy as np
@@ -56,17 +57,18 @@ class Mixture:
         for source in self._pattern:
             self._before.append(seen[source])
             seen[source] += 1
-        self._epochs: dict[int, tuple[int, np.ndarray]] = {}  # of each source the epoch used last, and its order
+        # A packer's window may reach over the end of an epoch of each source: two are kept.
+        self._epochs = [lru_cache(maxsize=2)(self._shuffled) for _ in counts]
 
     def at(self, position: int) -> tuple[int, int]:
         """(source, row within the source) at a position of the stream, from 0."""
         period, place = divmod(position, len(self._pattern))
         source = self._pattern[place]
         epoch, offset = divmod(period * self.ratio[source] + self._before[place], self.counts[source])
-        if source not in self._epochs or self._epochs[source][0] != epoch:
-            order = np.random.default_rng((self.seed, source, epoch)).permutation(self.counts[source])
-            self._epochs[source] = (epoch, order)
-        return source, int(self._epochs[source][1][offset])
+        return source, int(self._epochs[source](source, epoch)[offset])
+
+    def _shuffled(self, source: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, source, epoch)).permutation(self.counts[source])
 
 
 def pattern(ratio: Sequence[int]) -> list[int]:

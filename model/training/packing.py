@@ -43,7 +43,7 @@ class Packer:
         config: the two budgets and the size of the window.
         sizes: size of the row with an index; called once for every position drawn, and once for each waiting position
             after ``load``.
-        order: row index at a position of the stream (0, 1, 2, ...).
+        order: row index at a position of the stream (0, 1, 2, ...); called where ``sizes`` is.
         name: how a message calls the row with an index.
     """
 
@@ -57,7 +57,7 @@ class Packer:
         self.config = config
         self._sizes, self._order, self._name = sizes, order, name
         self._drawn = 0
-        self._waiting: dict[int, Size] = {}  # in the order of the stream
+        self._waiting: dict[int, tuple[int, Size]] = {}  # row index and size, in the order of the stream
 
     def next(self) -> list[int]:
         """Row indices of the next pack, in the order of the stream.
@@ -69,12 +69,9 @@ class Packer:
             self._waiting[self._drawn] = self._measure(self._drawn)
             self._drawn += 1
         positions = list(self._waiting)
-        oldest, *others = self._waiting.values()
+        oldest, *others = [size for _, size in self._waiting.values()]
         chosen = best_subset(others, self.config.max_tokens - oldest.tokens, self.config.max_units - oldest.units)
-        pack = [positions[0], *(positions[1 + i] for i in chosen)]
-        for position in pack:
-            del self._waiting[position]
-        return [self._order(position) for position in pack]
+        return [self._waiting.pop(positions[i])[0] for i in (0, *(1 + k for k in chosen))]
 
     def state(self) -> PackerState:
         """What ``load`` needs to continue with the same packs; fit for JSON."""
@@ -89,14 +86,14 @@ class Packer:
         waiting = {position: self._measure(position) for position in state["waiting"]}
         self._drawn, self._waiting = state["drawn"], waiting
 
-    def _measure(self, position: int) -> Size:
+    def _measure(self, position: int) -> tuple[int, Size]:
         row = self._order(position)
         size = self._sizes(row)
         for taken, what in ((size.tokens, "tokens"), (size.units, "units")):
             budget = getattr(self.config, f"max_{what}")
             if taken > budget:
                 raise InputError(f"{self._name(row)}: {taken} {what}; training.packing.max_{what} is {budget}")
-        return size
+        return row, size
 
 
 def best_subset(sizes: Sequence[Size], tokens: int, units: int) -> list[int]:
