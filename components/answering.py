@@ -1,4 +1,4 @@
-"""A model directory answers rows: greedily, in parts that survive a kill. Imports torch."""
+"""A model directory of any family answers rows: greedily, in parts that survive a kill. Imports torch."""
 
 import json
 from collections.abc import Sequence
@@ -11,10 +11,9 @@ import torch
 from components.context import ProgressFunction
 from model.data.artifact import write_atomic
 from model.data.schema import Row
-from model.flash.checkpoint import load_model, load_processor
-from model.flash.generation import answer_rows
-from model.flash.network import FlashModel
-from model.flash.processor import FlashProcessor
+from model.families.generation import answer_rows
+from model.families.interface import Network, Processor
+from model.families.opening import load_network, load_processor
 
 # Batches whose answers are kept together; a kill loses at most this much.
 _BATCHES_PER_PART = 4
@@ -24,8 +23,8 @@ _BATCHES_PER_PART = 4
 class Answerer:
     """A loaded model that answers rows and keeps finished parts in ``state_dir``."""
 
-    model: FlashModel
-    processor: FlashProcessor
+    model: Network
+    processor: Processor
     batch_size: int
     max_new_tokens: int
     state_dir: Path
@@ -80,5 +79,5 @@ def load_answerer(
     """
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_model(model, dtype=getattr(torch, precision), device=device)
+    loaded = load_network(model, dtype=getattr(torch, precision), device=device)
     return Answerer(loaded, load_processor(model), batch_size, max_new_tokens, state_dir, progress)

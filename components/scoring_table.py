@@ -17,8 +17,7 @@ from scoring.intervals import bootstrap_mean
 from scoring.score import Score, best_constant, score_answer
 
 if TYPE_CHECKING:
-    from model.flash.network import FlashModel
-    from model.flash.processor import FlashProcessor
+    from model.families.interface import Network, Processor
 
 
 def heldout_sample(dataset: Dataset, per_family: int) -> list[Row]:
@@ -107,8 +106,8 @@ def score_predictions(
 
 
 def score_model_on_sample(
-    model: "FlashModel",
-    processor: "FlashProcessor",
+    model: "Network",
+    processor: "Processor",
     rows: Sequence[Row],
     *,
     batch_size: int = 64,
@@ -123,7 +122,7 @@ def score_model_on_sample(
     Raises:
         InputError: names the row that cannot be scored or whose media cannot be read.
     """
-    from model.flash.generation import answer_rows
+    from model.families.generation import answer_rows
 
     check_scorers(rows)
     training = model.training

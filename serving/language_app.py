@@ -15,8 +15,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from model.data.errors import InputError
 from model.data.schema import IMAGE_PLACEHOLDER
-from model.flash.generation import Completion
-from model.flash.generation import Request as Prompt
+from model.families.generation import Completion
+from model.families.generation import Request as Prompt
 from serving.asgi import ApiError, BodyLimit, ClientGone, HeldStream, add_error_handlers, server_sent_event, unless_gone
 from serving.config import LanguageServerConfig
 from serving.features import unpack_features

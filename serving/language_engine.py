@@ -10,8 +10,8 @@ import torch
 from prometheus_client import Counter, Gauge, Histogram
 
 from model.data.errors import InputError
+from model.families.generation import Completion, Request, generate, prompt_ids
 from model.flash.checkpoint import load_model, load_processor
-from model.flash.generation import Completion, Request, generate, prompt_ids
 from serving.config import LanguageServerConfig
 from serving.microbatch import MicroBatcher
 

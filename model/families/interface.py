@@ -6,13 +6,15 @@ T tokens, S samples in a pack, M positions that carry loss, D hidden, N visual u
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
     from tokenizers import Tokenizer
     from torch import Tensor, nn
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from model.data.schema import Row
 
@@ -119,6 +121,24 @@ class Processor(Protocol):
             InputError: names the row whose medium or messages cannot be used.
         """
 
+    def question(self, row: "Row") -> Sample:
+        """``sample(row)`` without the answer: an open assistant turn at its end.
+
+        Raises:
+            InputError: names the row whose medium or messages cannot be used.
+        """
+
+    def prompt(self, messages: "Sequence[dict[str, str]]", features: "Sequence[Any]") -> Sample:
+        """Messages whose media the vision half has seen, an open assistant turn at their end; without media.
+
+        Args:
+            messages: with ``<image>`` and ``<video>`` placeholders.
+            features: what the family's ``encode_batch`` gave for each, in the order of the placeholders.
+
+        Raises:
+            InputError: placeholders and features do not fit.
+        """
+
     def blank_media(self) -> dict[str, np.ndarray]:
         """The smallest visual item, of the shapes of ``Sample.media``."""
 
@@ -128,6 +148,10 @@ class Processor(Protocol):
 
 class Network(Protocol):
     """A vision-language model of transformers' parts; an ``nn.Module``."""
+
+    config: "PreTrainedConfig"
+    language_model: "PreTrainedModel"
+    device: "torch.device"
 
     @property
     def head(self) -> "nn.Module":
@@ -140,6 +164,16 @@ class Network(Protocol):
 
         Raises:
             ValueError: features and placeholders differ in number.
+        """
+
+    def media_rows(self, media: "dict[str, Tensor]") -> "Tensor | None":
+        """Visual rows [R, ...] of ``Sample.media``, for generation: in parts of bounded size; None of no media."""
+
+    def language_inputs(self, ids_BT: "Tensor", rows: "Tensor | None") -> "dict[str, Any]":
+        """What the language model takes: embeddings with the visual rows over their placeholders, in order.
+
+        Raises:
+            ValueError: rows and placeholders differ in number.
         """
 
     def parts(self) -> Parts:

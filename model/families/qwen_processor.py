@@ -12,12 +12,13 @@ A text-only sample has no rows in either. ``Sample.units`` counts tokens (merged
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
+from model.data.chat import Segment
 from model.data.errors import InputError
 from model.data.schema import TURN_END, Row
 from model.data.video import FrameSampling, Video, row_media, row_video_shape
@@ -51,6 +52,12 @@ class QwenLimits:
     image: PixelRange
     video: VideoBudget
     sampling: FrameSampling
+
+
+class ShownFeatures(Protocol):
+    """Visual features that say how the text shows them."""
+
+    shown: Shown
 
 
 @dataclass(frozen=True)
@@ -110,12 +117,16 @@ class QwenProcessor:
                 ratio is above 200.
         """
         segments = render_qwen(messages, self.generation.system_prompt, generate=generate)
-        prepared = [self._prepare(item) for item in media]
+        prepared = [self.prepare(item) for item in media]
         prepared = [prepared[index] for index in text_order(segments, [shown.kind for shown, _ in prepared])]
-        shown = [item for item, _ in prepared]
+        sample = self._lay_out(segments, [shown for shown, _ in prepared], row_id)
+        sample.media["patches"] = np.concatenate([sample.media["patches"], *(patches for _, patches in prepared)])
+        return sample
+
+    def _lay_out(self, segments: Sequence[Segment], shown: Sequence[Shown], row_id: str) -> Sample:
+        """A sample whose patches are left out."""
         input_ids, trained = tokenize(self.tokenizer, segments, shown)
         grids = np.array([item.grid for item in shown], np.int64).reshape(-1, 3)
-        none = np.zeros((0, self.patching.width), np.float32)
         positions = mrope_positions(
             input_ids,
             grids,
@@ -123,14 +134,34 @@ class QwenProcessor:
             visual_ids=(self.image_token_id, self.video_token_id),
             merge=self.patching.merge,
         )
-        return Sample(
-            row_id,
-            input_ids,
-            trained,
-            {"patches": np.concatenate([none, *(patches for _, patches in prepared)]), "grids": grids},
-            sum(item.tokens for item in shown),
-            positions,
-        )
+        media = {"patches": np.zeros((0, self.patching.width), np.float32), "grids": grids}
+        return Sample(row_id, input_ids, trained, media, sum(item.tokens for item in shown), positions)
+
+    def question(self, row: Row) -> Sample:
+        """A row without its answer, an open assistant turn at its end.
+
+        Raises:
+            InputError: names the row whose medium or messages cannot be used.
+        """
+        media = row_media(row, self.limits.sampling)
+        try:
+            return self.conversation(row["messages"][:-1], media, generate=True, row_id=row["id"])
+        except InputError as error:
+            raise InputError(f"row {row['id']}: {error}") from error
+
+    def prompt(self, messages: Sequence[dict[str, str]], features: Sequence[ShownFeatures]) -> Sample:
+        """Messages whose media the vision half has seen, an open assistant turn at their end; without patches.
+
+        ``features`` are what the network's ``encode_batch`` gave, in the order of their placeholders.
+
+        Raises:
+            InputError: placeholders and features differ in number or kind, or a message holds a reserved word.
+        """
+        segments = render_qwen(messages, self.generation.system_prompt, generate=True)
+        shown = [item.shown for item in features]
+        if text_order(segments, [item.kind for item in shown]) != list(range(len(shown))):
+            raise InputError("features do not stand in the order of their placeholders")
+        return self._lay_out(segments, shown, "")
 
     def sample(self, row: Row, *, jpeg_quality: int | None = None) -> Sample:
         """Decode, prepare and tokenise a row, its images re-encoded as JPEG at ``jpeg_quality`` first.
@@ -171,7 +202,12 @@ class QwenProcessor:
         """Text of token ids, special tokens left out."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
-    def _prepare(self, item: Image.Image | Video) -> tuple[Shown, np.ndarray]:
+    def prepare(self, item: Image.Image | Video) -> tuple[Shown, np.ndarray]:
+        """What the text shows of an image or video, and its patches [P, C x t x p x p].
+
+        Raises:
+            InputError: its aspect ratio is above 200, or it has no frames.
+        """
         if isinstance(item, Image.Image):
             height, width = smart_resize(item.height, item.width, self.patching.factor, self.limits.image)
             return self._image(height, width), to_patches([item], height, width, self.patching)

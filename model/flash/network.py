@@ -133,6 +133,17 @@ class FlashModel(nn.Module):
             return embeds
         return embeds.masked_scatter(mask.unsqueeze(-1), features_RD.to(embeds.dtype))
 
+    def language_inputs(self, ids_BT: Tensor, rows_RD: Tensor | None) -> dict[str, Tensor]:
+        """What the language model takes: ``embed``'s token embeddings with the visual rows over their placeholders."""
+        return {"inputs_embeds": self.embed(ids_BT, rows_RD)}
+
+    def media_rows(self, media: dict[str, Tensor]) -> Tensor | None:
+        """Visual rows [R, D] of the media of ``Sample.media``, in parts of bounded size; None of none."""
+        tiles_NSSC = media["tiles"]
+        if not len(tiles_NSSC):
+            return None
+        return torch.cat([self.tile_features(part) for part in tiles_NSSC.split(TILES_AT_ONCE)]).flatten(0, 1)
+
     def hidden(self, inputs: Inputs) -> HiddenStates:
         """Final hidden states at the kept positions of padded samples or of a pack.
 

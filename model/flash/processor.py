@@ -1,7 +1,7 @@
 """Text and images to model inputs. Imports neither torch nor transformers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,30 @@ class FlashProcessor:
             return self.conversation(row["messages"], images, row_id=row["id"])
         except InputError as error:
             raise InputError(f"row {row['id']}: {error}") from error
+
+    def question(self, row: Row) -> Sample:
+        """A row without its answer, an open assistant turn at its end.
+
+        Raises:
+            InputError: names the row whose medium or messages cannot be used.
+        """
+        images = row_images(row)
+        try:
+            return self.conversation(row["messages"][:-1], images, generate=True, row_id=row["id"])
+        except InputError as error:
+            raise InputError(f"row {row['id']}: {error}") from error
+
+    def prompt(self, messages: Sequence[dict[str, str]], features: Sequence[Sized]) -> Sample:
+        """Messages whose images the vision half has seen, an open assistant turn at their end; without tiles.
+
+        ``features`` are the rows of each image in order.
+
+        Raises:
+            InputError: the number of ``<image>`` placeholders differs from the number of images.
+        """
+        segments = render_chat(messages, self.system_prompt, generate=True)
+        input_ids, trained = self.tokenize(segments, [len(rows) for rows in features])
+        return Sample("", input_ids, trained, {}, 0)
 
     def measure(self, row: Row) -> Size:
         """Tokens and tiles of ``sample(row)``; no pixel is decoded.

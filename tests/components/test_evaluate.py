@@ -46,8 +46,8 @@ def test_the_raw_answers_say_what_they_are_answers_of(evaluated, random_models, 
 
 
 def test_the_answers_are_those_of_the_model_alone(evaluated, random_models, heldout_rows):
+    from model.families.generation import answer_rows
     from model.flash.checkpoint import load_model, load_processor
-    from model.flash.generation import answer_rows
 
     network, processor = load_model(random_models[0]), load_processor(random_models[0])
     alone = [answer_rows(network, processor, [row], batch_size=1, max_new_tokens=4)[0] for row in heldout_rows]

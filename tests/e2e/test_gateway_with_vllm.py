@@ -12,8 +12,8 @@ import httpx
 import pytest
 import torch
 
+from model.families.generation import Request, generate
 from model.flash.checkpoint import load_model, load_processor
-from model.flash.generation import Request, generate
 from serving import launch
 from tests.serving.fakes import unused_port, wait_for
 from tests.serving.requests import ask, png

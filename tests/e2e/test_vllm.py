@@ -17,10 +17,10 @@ from PIL import Image, ImageOps
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from components.collect.tokenizer import train_tokenizer
+from model.families.generation import Request, generate
 from model.flash.build import build_model
 from model.flash.checkpoint import load_model, load_processor, save_model
 from model.flash.config import LanguageConfig, ModelConfig, VisionConfig
-from model.flash.generation import Request, generate
 
 VLLM_PYTHON = os.environ.get("FOVEA_VLLM_PYTHON", "")
 NEW_TOKENS = 16

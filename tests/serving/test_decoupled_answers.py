@@ -36,8 +36,8 @@ def one_piece(tiny_directory: Path):
     """The whole model in this process."""
     import torch
 
+    from model.families.generation import Request, generate
     from model.flash.checkpoint import load_model, load_processor
-    from model.flash.generation import Request, generate
 
     torch.set_num_threads(1)
     model, processor = load_model(tiny_directory), load_processor(tiny_directory)

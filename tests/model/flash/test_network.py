@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from model.data.errors import InputError
+from model.families.generation import Request, generate
 from model.flash.build import build_model
 from model.flash.checkpoint import load_model, load_processor, save_model, weights_version
-from model.flash.generation import Request, generate
 from model.flash.network import normalise, pixel_unshuffle
 from tests.tiny import picture, random_model, tiny_config
 
@@ -94,7 +94,10 @@ def test_encode_then_generate_is_the_model_in_one_piece(tiny_directory, tiny_mod
     with torch.inference_mode():
         for _ in range(8):
             tokens = torch.tensor([ids])
-            ids = [*ids, int(whole(tokens, torch.ones_like(tokens), torch.from_numpy(sample.media["tiles"]))[0, -1].argmax())]
+            ids = [
+                *ids,
+                int(whole(tokens, torch.ones_like(tokens), torch.from_numpy(sample.media["tiles"]))[0, -1].argmax()),
+            ]
     answer = ids[len(sample.input_ids) :]
     eos = processor.eos_token_id
     assert halves.token_ids == (answer[: answer.index(eos)] if eos in answer else answer)
