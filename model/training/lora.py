@@ -48,7 +48,7 @@ _PLAIN = {
 """What an adapter must say, or leave out, for its product to be ``alpha / rank * B A``."""
 
 
-def add_lora(network: Network, config: LoraConfig, *, seed: int) -> None:
+def add_lora(network: Network, config: LoraConfig, seed: int = 0) -> None:
     """Give the linear layers of ``config.targets`` adapters; afterwards only these require gradients.
 
     The head and the embeddings never get one. A mixture's experts are one 3-dimensional tensor per matrix; each expert
@@ -102,6 +102,8 @@ def _inject(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         inject_adapter_in_model(config, plain, _NAME)
+    for _, layer in adapter_layers(network):
+        layer.train(layer.get_base_layer().training)
 
 
 def adapter_layers(network: Network) -> Iterator[tuple[str, LoraLayer]]:
