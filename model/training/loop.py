@@ -23,7 +23,6 @@ from model.training.config import TrainingConfig
 from model.training.drop_path import drop_path
 from model.training.engine import Engine, LossFunction, make_engine, world
 from model.training.flops import step_cost
-from model.training.lora import add_lora
 from model.training.memory import checkpoint_activations, compile_layers
 from model.training.metrics import TrainingMetrics
 from model.training.reader import BatchReader, Reading
@@ -159,6 +158,8 @@ def train(
 
 def _choose_parameters(network: Network, stage: Stage, config: TrainingConfig) -> None:
     if config.lora is not None:
+        from model.training.lora import add_lora  # peft takes a second to import, and most runs do without
+
         add_lora(network, config.lora, seed=config.seed)
         return
     network.requires_grad_(False)
