@@ -93,12 +93,12 @@ def _run_watched(profile: Profile, settings: Settings, mode: Mode) -> LocalRun:
 
         try:
             return run_local(profile, settings=settings, on_start=show)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             if not watched:
                 raise
             update = read_update(watched[0])
             step = f"in {update.step}; " if update else ""
-            raise KeyboardInterrupt(f"{step}log: {watched[0] / 'log.txt'}") from None
+            raise type(error)(f"{step}log: {watched[0] / 'log.txt'}") from None
 
 
 def why_not_commit(profile: Profile, settings: Settings, root: Path) -> str:

@@ -111,3 +111,9 @@ class StepResult:
     history: list[dict[str, float]] = field(default_factory=list)
     heldout: dict[str, FamilyScore] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
+
+
+def read_result(record: dict[str, Any]) -> StepResult:
+    """What a step reported, from its JSON."""
+    heldout = {family: FamilyScore(**score) for family, score in record["heldout"].items()}
+    return StepResult(record["numbers"], record["history"], heldout, record["values"])

@@ -14,6 +14,7 @@ from components import process
 from components.settings import Settings
 from model.data.artifact import write_atomic
 from model.data.errors import InputError
+from model.training.stopping import STOPPED_STATUS, Stopped
 
 _FULL_BELOW_BYTES = 1 << 20
 _FULL = ("No space left on device", "Disk quota exceeded", "disk is full")
@@ -24,15 +25,21 @@ def reported(step: str, settings: Settings) -> Iterator[None]:
     """Run a step's body as a task of its own: it dies with its runner, and its failure is written down.
 
     Raises:
-        SystemExit: with status 1, after a user's mistake or a full disk.
+        SystemExit: with status 1, after a user's mistake or a full disk; with 143, after SIGTERM and a checkpoint.
     """
     if settings.runner_pid:
-        process.die_with_parent(os.getppid())
+        # The parent may be a shell that KFP starts. A signal to the group ends it before a checkpoint is written, so
+        # its death is no more than a request; the runner's is final.
+        process.die_with_parent(os.getppid(), signal.SIGTERM)
         process.die_with(settings.runner_pid)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
     try:
         yield
+    except Stopped as stopped:
+        _write(step, str(stopped), settings)
+        print(f"fovea: {step}: {stopped}; to continue: {resume_command(settings)}", file=sys.stderr, flush=True)
+        raise SystemExit(STOPPED_STATUS) from None
     except Exception as error:
         disk = full_disk(error, settings)
         if disk is None and not isinstance(error, InputError):
@@ -72,11 +79,16 @@ def _fullest(settings: Settings) -> Path:
     return settings.out
 
 
+def resume_command(settings: Settings) -> str:
+    """The command that continues after a failure."""
+    return settings.resume or f"fovea run --profile {settings.profile or 'PROFILE'}"
+
+
 def _write(step: str, error: str, settings: Settings) -> None:
     if settings.run_dir is None:
         return
-    resume = settings.resume or f"fovea run --profile {settings.profile or 'PROFILE'}"
-    failure = {"step": step, "error": error, "log": str(settings.run_dir / "log.txt"), "resume": resume}
+    log, resume = str(settings.run_dir / "log.txt"), resume_command(settings)
+    failure = {"step": step, "error": error, "log": log, "resume": resume}
     try:
         write_atomic(settings.run_dir / "failure.json", json.dumps(failure).encode())
     except OSError as trouble:  # on a full disk the line on stderr has to do

@@ -11,7 +11,14 @@ from contextlib import suppress
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
-GRACE_SECONDS = 3.0
+GRACE_SECONDS = float(os.environ.get("FOVEA_GRACE_SECONDS") or 30)
+"""What a training process has to write its checkpoint when it is asked to stop (by default Kubernetes' 30 seconds).
+
+Whoever passes the request on waits ``MARGIN_SECONDS`` longer than the one that it is passed to.
+"""
+MARGIN_SECONDS = 5.0
+_REAP_SECONDS = 3.0
+_REPEAT_SECONDS = 0.5
 
 
 def die_with_parent(parent: int, signal_number: int = signal.SIGKILL) -> None:
@@ -49,25 +56,45 @@ def _kill_after(descriptor: int, pid: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_own_group(signal_number: int, _frame: FrameType | None) -> None:
+def kill_own_group(_number: int, _frame: FrameType | None) -> None:
     """Signal handler of a process that leads a group: end the whole group, itself included."""
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def stop_group(process: subprocess.Popen[bytes], grace_seconds: float = GRACE_SECONDS) -> None:
+def stop_own_group(_number: int, _frame: FrameType | None) -> None:
+    """Signal handler of a process that leads a group: ask all others to end, and by force when the grace is over.
+
+    The leader itself goes on, to see them end. They are asked again and again: one may have started in between.
+    """
+    deadline = time.monotonic() + GRACE_SECONDS + 2 * MARGIN_SECONDS
+    # Nothing, by a function: a child that starts now would inherit SIG_IGN.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() > deadline:
+            kill_own_group(number, frame)
+        os.killpg(os.getpgrp(), signal.SIGTERM)
+
+    signal.signal(signal.SIGALRM, ask)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, _REPEAT_SECONDS)
+
+
+def stop_group(process: subprocess.Popen[bytes], grace_seconds: float = GRACE_SECONDS + 3 * MARGIN_SECONDS) -> None:
     """End the process group that ``process`` leads: politely, then by force. Returns when nothing of it is left.
 
-    ``process`` must have been started with ``start_new_session=True``.
+    ``process`` must have been started with ``start_new_session=True``. An interrupt (a second Ctrl-C) ends the wait.
     """
-    if process.poll() is None:
-        _signal_group(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(grace_seconds)
-    # Orphans of the group are reaped by init; one that init leaves as a zombie is dead, and not worth a longer wait.
-    deadline = time.monotonic() + GRACE_SECONDS
-    while _signal_group(process.pid, signal.SIGKILL) and time.monotonic() < deadline:
-        process.poll()
-        time.sleep(0.02)
+    try:
+        if process.poll() is None:
+            _signal_group(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(grace_seconds)
+    finally:
+        # Orphans of the group are reaped by init; one that init leaves as a zombie is dead, and worth no longer wait.
+        deadline = time.monotonic() + _REAP_SECONDS
+        while _signal_group(process.pid, signal.SIGKILL) and time.monotonic() < deadline:
+            process.poll()
+            time.sleep(0.02)
 
 
 def _signal_group(group: int, signal_number: int) -> bool:

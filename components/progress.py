@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+TRAINING_FILE = "training.jsonl"
 _MIN_SECONDS = 0.2
 
 
@@ -46,6 +47,36 @@ class ProgressFile:
         with suppress(OSError):
             temporary.write_text(json.dumps(state))
             temporary.replace(self._path)
+
+
+class MetricsFile:
+    """Appends records of optimiser steps to ``training.jsonl`` of a pipeline run: one line each.
+
+    A record gets the pipeline's ``task`` and the ``time`` in seconds since the epoch. After a resume the same step may
+    stand there twice; the last line counts. Past ``limit_bytes`` the older half goes. One process writes. Outside a
+    pipeline run nothing is kept.
+    """
+
+    def __init__(self, run_dir: Path | None, task: str, limit_bytes: int = 16 << 20) -> None:
+        self._path = run_dir / TRAINING_FILE if run_dir else None
+        self._task = task
+        self._limit = limit_bytes
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Keep one record."""
+        if self._path is None:
+            return
+        # As with progress: what is only shown must never fail the step.
+        with suppress(OSError):
+            append_line(self._path, {"task": self._task, "time": time.time(), **record})
+            if self._path.stat().st_size > self._limit:
+                self._forget()
+
+    def _forget(self) -> None:
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        temporary = self._path.with_name(f".{TRAINING_FILE}.{os.getpid()}.tmp")
+        temporary.write_bytes(b"".join(lines[len(lines) // 2 :]))
+        temporary.replace(self._path)
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

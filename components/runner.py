@@ -18,8 +18,9 @@ from pydantic import BaseModel, ValidationError
 
 from components import provenance
 from components.code_version import code_version
-from components.context import FamilyScore, StepContext, StepResult
+from components.context import StepResult, read_result
 from components.failure import reported
+from components.launcher import StepCall, launcher_for, ranks_of
 from components.progress import ProgressFile, append_line
 from components.settings import REPOSITORY, Settings
 from components.store import COMPUTED, Entry, Store
@@ -194,22 +195,26 @@ def _compute(task: _Task, store: Store, settings: Settings) -> dict[str, Any]:
 
 
 def _run(task: _Task, work: Path, settings: Settings, store: Store) -> None:
-    """Call the step; its result is noted when all outputs are there."""
+    """Have the step called; its result is noted when all outputs are there."""
     for leftover in work.iterdir():
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     state_dir = settings.state_root / task.key
     state_dir.mkdir(parents=True, exist_ok=True)
-    context = StepContext(
-        state_dir=state_dir,
-        progress=ProgressFile(settings.run_dir, task.step),
-        registry=MlflowRegistry(settings.tracking_uri) if task.step in ALWAYS_RUN else None,
-        published={n: store.locate(p, task.input_sha256[n]) or p.absolute() for n, p in task.inputs.items()},
-    )
-    context.progress("starting", 0, 0)
-    started = time.time()
-    run = importlib.import_module(f"components.{task.step}.step").run
     outputs = {name: work / name for name in task.outputs}
-    result: StepResult = run(task.config, **task.inputs, **outputs, context=context)
+    call = StepCall(
+        step=task.step,
+        config=task.config,
+        inputs=task.inputs,
+        outputs=outputs,
+        published={n: store.locate(p, task.input_sha256[n]) or p.absolute() for n, p in task.inputs.items()},
+        state_dir=state_dir,
+        run_dir=settings.run_dir,
+        registry=MlflowRegistry(settings.tracking_uri) if task.step in ALWAYS_RUN else None,
+    )
+    ProgressFile(settings.run_dir, task.step)("starting", 0, 0)
+    started = time.time()
+    ranks = ranks_of(task.step, task.config)
+    result = launcher_for(ranks).run(call, ranks)
     for name, path in outputs.items():
         if not path.is_dir():
             raise RuntimeError(f"step {task.step} did not make its output {name}")
@@ -268,16 +273,6 @@ def _model_id(model: Path | None) -> str | None:
     if lineage is None or not lineage.is_file():
         return None
     return json.loads(lineage.read_text()).get("mlflow", {}).get("model_id")
-
-
-def read_result(lineage: dict[str, Any]) -> StepResult:
-    """What a step reported, from its lineage."""
-    return StepResult(
-        numbers=lineage["numbers"],
-        history=lineage["history"],
-        heldout={family: FamilyScore(**score) for family, score in lineage["heldout"].items()},
-        values=lineage["values"],
-    )
 
 
 def _note(task: _Task, entry: Entry, cached: bool, located: dict[str, str], run_dir: Path) -> None:

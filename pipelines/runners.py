@@ -1,7 +1,8 @@
 """Run the pipeline on this machine: kfp.local in a child process, which leads a group that ends as a whole.
 
 The parent waits, shows progress from files, and takes everything down with it, however it ends itself: by Ctrl-C
-through ``stop_group``, by kill -9 through the kernel's parent-death signal and each step's watch on its runner.
+through ``stop_group``, which leaves a training step the time for a checkpoint; by kill -9 through the kernel's
+parent-death signal and each step's watch on its runner.
 """
 
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from components.lock import FileLock, Held
-from components.process import die_with_parent, kill_own_group, stop_group
+from components.process import die_with_parent, kill_own_group, stop_group, stop_own_group
 from components.runner import STEPS_FILE
 from components.settings import Settings
 from model.data.artifact import write_atomic
@@ -161,8 +162,9 @@ def _failure(settings: Settings, run_dir: Path, status: int) -> dict[str, Any]:
 
 def main(run_dir: Path, parent: int) -> int:
     """The child: run the pipeline described in ``run_dir``. Returns the exit status."""
-    signal.signal(signal.SIGTERM, kill_own_group)
-    die_with_parent(parent, signal.SIGTERM)
+    signal.signal(signal.SIGTERM, stop_own_group)
+    signal.signal(signal.SIGHUP, kill_own_group)
+    die_with_parent(parent, signal.SIGHUP)
     os.environ["FOVEA_RUNNER_PID"] = str(os.getpid())
     job = json.loads((run_dir / _JOB).read_text())
 
