@@ -6,8 +6,10 @@ the number of loss tokens of the sample that token i belongs to. The sum over j 
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Averaging = Literal["token", "sample", "square"]
 _EXPONENT = {"token": 0.0, "sample": 1.0, "square": 0.5}
@@ -35,3 +37,44 @@ def next_token_loss(logits_MV: Tensor, targets_M: Tensor, weights_M: Tensor, den
     """
     losses = F.cross_entropy(logits_MV.float(), targets_M, reduction="none")
     return (losses * weights_M).sum() / denominator
+
+
+def chunked_next_token_loss(
+    states_MD: Tensor,
+    head: nn.Module,
+    targets_M: Tensor,
+    weights_M: Tensor,
+    denominator: float,
+    chunk: int,
+    calls: int | None = None,
+) -> Tensor:
+    """``next_token_loss`` of ``head(states)``, with the logits of at most ``chunk`` positions in memory at a time.
+
+    The positions are cut into even pieces; the logits of a piece are computed again in the backward pass. ``head`` is
+    called as a module, so that hooks (gathering of divided weights) and adapters work.
+
+    Args:
+        states_MD: final hidden states at the positions before the targets; M may be 0, then the loss is a zero that
+            is connected to states and head.
+        head: [m, D] to [m, V].
+        targets_M, weights_M, denominator: as in ``next_token_loss``.
+        chunk: most positions whose logits exist at the same time.
+        calls: how often ``head`` is called; as often as M needs when None. Ranks that divide the weights of the head
+            gather them together in every call, and wait for each other for ever if one calls more often than another.
+            There it has to come from what all ranks share (the token budget and ``chunk``), never from M: pieces
+            without a position fill up the calls.
+
+    Raises:
+        ValueError: ``calls`` pieces of ``chunk`` positions do not hold M.
+    """
+    needed = max(1, -(-len(states_MD) // chunk))
+    calls = needed if calls is None else calls
+    if calls < needed:
+        raise ValueError(f"{calls} chunks of {chunk} do not hold {len(states_MD)} positions")
+
+    def piece_loss(states: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        return next_token_loss(head(states), targets, weights, denominator)
+
+    pieces = zip(*(x.tensor_split(calls) for x in (states_MD, targets_M, weights_M)), strict=True)
+    losses = [checkpoint(piece_loss, *piece, use_reentrant=False) for piece in pieces]
+    return torch.stack(losses).sum()
