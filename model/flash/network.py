@@ -85,6 +85,9 @@ class FlashModel(nn.Module):
         config: transformers' configuration of the whole.
         tiling: how images become tiles.
         part: which half to build.
+
+    Attributes:
+        flash_tensors: router and second projector of a Flash checkpoint, saved as they were loaded.
     """
 
     def __init__(self, config: InternVLConfig, tiling: Tiling, part: str = "all", weights_version: str = "") -> None:
@@ -92,6 +95,7 @@ class FlashModel(nn.Module):
         self.config = config
         self.tiling = tiling
         self.weights_version = weights_version
+        self.flash_tensors: dict[str, Tensor] = {}
         self.vision_tower: nn.Module | None = None
         self.multi_modal_projector: Projector | None = None
         self.language_model: PreTrainedModel | None = None

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from model.data.chat import Segment, render_chat
+from model.data.chat import Segment, Template, detect_template, end_of_turn, render_chat
 from model.data.errors import InputError
-from model.data.schema import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START, TURN_END, Row
+from model.data.schema import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START, Row
 from model.families.interface import Sample, Size
 from model.flash.images import Tiling, count_tiles, reencode_jpeg, row_image_sizes, row_images, tile_image
 
@@ -45,7 +45,16 @@ class FlashProcessor:
 
     @property
     def eos_token_id(self) -> int:
-        return self.special_id(TURN_END)
+        return self.special_id(end_of_turn(self.template))
+
+    @property
+    def template(self) -> Template:
+        """The chat template whose special tokens the tokenizer has."""
+        return detect_template(self.tokenizer)
+
+    def render(self, messages: Sequence[dict[str, str]], *, generate: bool = False) -> list[Segment]:
+        """Messages as segments of the model's own chat template."""
+        return render_chat(messages, self.system_prompt, generate=generate, template=self.template)
 
     def special_id(self, token: str) -> int:
         """Id of a special token.
@@ -104,7 +113,7 @@ class FlashProcessor:
             InputError: the number of ``<image>`` placeholders differs from the number of images.
         """
         tiles, counts = self.tile_images(images)
-        segments = render_chat(messages, self.system_prompt, generate=generate)
+        segments = self.render(messages, generate=generate)
         input_ids, trained = self.tokenize(segments, [n * self.rows_per_tile for n in counts])
         return Sample(row_id, input_ids, trained, {"tiles": tiles}, len(tiles))
 
@@ -142,7 +151,7 @@ class FlashProcessor:
         Raises:
             InputError: the number of ``<image>`` placeholders differs from the number of images.
         """
-        segments = render_chat(messages, self.system_prompt, generate=True)
+        segments = self.render(messages, generate=True)
         input_ids, trained = self.tokenize(segments, [len(rows) for rows in features])
         return Sample("", input_ids, trained, {}, 0)
 
@@ -154,7 +163,7 @@ class FlashProcessor:
         """
         tiling = self.tiling.shared_by(len(row["media"]))
         counts = [count_tiles(width, height, tiling) for width, height in row_image_sizes(row)]
-        segments = render_chat(row["messages"], self.system_prompt)
+        segments = self.render(row["messages"])
         try:
             input_ids, _ = self.tokenize(segments, [n * self.rows_per_tile for n in counts])
         except InputError as error:

@@ -158,7 +158,8 @@ def test_tied_embeddings_are_stored_once_and_load_in_each_half(tokenizer, tmp_pa
     with safe_open(tmp_path / "tied" / "model-language.safetensors", "pt") as stream:
         assert "language_model.lm_head.weight" not in stream.keys()  # noqa: SIM118
     language = load_model(tmp_path / "tied", "language").language_model
-    assert torch.equal(language.lm_head.weight, language.model.embed_tokens.weight)
+    assert language.lm_head.weight is language.model.embed_tokens.weight
+    assert torch.equal(language.lm_head.weight, model.language_model.lm_head.weight)
 
 
 def test_published_sizes_have_the_published_tile_budget():
