@@ -39,6 +39,9 @@ class RegisteredModel:
 class Registry(Protocol):
     """The model registry as the steps see it (components/tracking.py implements it on MLflow)."""
 
+    def names(self) -> list[str]:
+        """Every registered model."""
+
     def by_alias(self, name: str, alias: str) -> RegisteredModel | None:
         """The version that holds ``alias``, or None."""
 

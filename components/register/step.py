@@ -11,6 +11,8 @@ from model.data.errors import InputError
 
 SCHEMA_VERSION = 1
 REGISTRATION = "registration.json"
+ADAPTER, ADAPTER_BASE = "adapter", "base.json"
+"""Folder of a merged model that holds its low-rank adapter, and the file there that names the base."""
 
 
 def run(
@@ -18,7 +20,8 @@ def run(
 ) -> StepResult:
     """Register ``model``, as ``challenger`` always, as ``champion`` if it passed or if there is none.
 
-    A payload that is registered already keeps its version: a re-run registers nothing twice.
+    A payload that is registered already keeps its version: a re-run registers nothing twice. A model that was merged
+    from a low-rank adapter is registered with it and with its base.
 
     Args:
         config: name in the registry.
@@ -47,6 +50,8 @@ def run(
         "code_version": _lineage(model).get("code_version", "none"),
         "verdict": "passed" if judged["passed"] else "failed",
     }
+    adapter = _adapter(model, context.registry, config.registered_model)
+    tags |= _adapter_tags(adapter)
     version = register(context.registry, config.registered_model, storage_uri, sha256, tags, judged["passed"])
     registration.mkdir(parents=True, exist_ok=True)
     document = {
@@ -56,6 +61,7 @@ def run(
         "aliases": list(version.aliases),
         "storage_uri": version.storage_uri,
         "model_sha256": sha256,
+        "adapter": adapter,
     }
     write_atomic(registration / REGISTRATION, json.dumps(document, indent=2, sort_keys=True).encode() + b"\n")
     values = {"name": version.name, "version": version.version, "aliases": list(version.aliases)}
@@ -73,6 +79,37 @@ def register(
     if passed or registry.by_alias(name, "champion") is None:
         registry.set_alias(name, "champion", version.version)
     return registry.by_sha256(name, model_sha256) or version
+
+
+def _adapter(model: Path, registry: Registry, name: str) -> dict[str, Any] | None:
+    """Path in the model directory, hash and base of the adapter that was merged into a model; None where none was.
+
+    ``base`` is the base's own name and newest version in the registry, or None if it is not registered.
+    """
+    path = model / ADAPTER
+    if not path.is_dir():
+        return None
+    base_sha256 = _read(path / ADAPTER_BASE).get("sha256")
+    if not isinstance(base_sha256, str):
+        raise InputError(f"{path / ADAPTER_BASE}: sha256 of the base is missing")
+    others = [other for other in registry.names() if other != name]
+    found = (registry.by_sha256(candidate, base_sha256) for candidate in (name, *others))
+    base = next((version for version in found if version), None)
+    return {
+        "path": ADAPTER,
+        "sha256": payload_sha256(path),
+        "base_sha256": base_sha256,
+        "base": {"name": base.name, "version": base.version} if base else None,
+    }
+
+
+def _adapter_tags(adapter: dict[str, Any] | None) -> dict[str, str]:
+    if adapter is None:
+        return {}
+    tags = {"adapter_path": adapter["path"], "adapter_sha256": adapter["sha256"], "base_sha256": adapter["base_sha256"]}
+    if base := adapter["base"]:
+        tags["base_version"] = f"{base['name']}/{base['version']}"
+    return tags
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -30,8 +30,12 @@ class Line:
         (path / file).write_text(json.dumps(content))
         return path
 
-    def register(self, weights: str, passed: bool, *, judged: str | None = None, again: str = "") -> dict:
+    def register(
+        self, weights: str, passed: bool, *, judged: str | None = None, again: str = "", base: str | None = None
+    ) -> dict:
         model = self.artifact(f"{weights}/model", "weights", {"w": weights})
+        if base is not None:
+            self.artifact(f"{weights}/model/adapter", "base.json", {"sha256": base})
         (model / "lineage.json").write_text(json.dumps({"code_version": "c0de"}))
         sha256 = payload_sha256(model)
         scores = {"model_sha256": sha256, "heldout_sha256": "h" * 64, "predictions": "predictions.parquet", "mean": 0.7}
@@ -110,3 +114,39 @@ def test_a_missing_verdict_is_named(line, tmp_path):
     with pytest.raises(InputError, match=r"verdict\.json: No such file"):
         run(RegisterConfig(), **paths, registration=tmp_path / "out", context=context)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_registered_with_its_base(line):
+    base = line.register("base", passed=True)
+    made = line.register("merged", passed=True, base=base["model_sha256"])
+    sha256 = payload_sha256(line.root / "merged/model/adapter")
+    assert made["adapter"] == {
+        "path": "adapter",
+        "sha256": sha256,
+        "base_sha256": base["model_sha256"],
+        "base": {"name": line.name, "version": 1},
+    }
+    tags = line.registry.by_alias(line.name, "champion").tags
+    assert tags["base_version"] == f"{line.name}/1"
+    assert (tags["adapter_path"], tags["adapter_sha256"]) == ("adapter", sha256)
+    assert tags["base_sha256"] == base["model_sha256"]
+
+
+def test_the_base_of_an_adapter_may_have_another_name_or_none(line, tmp_path, uri):
+    theirs = Line(tmp_path / "theirs", uri, f"{line.name}_theirs").register("theirs", passed=True)
+    made = line.register("merged", passed=True, base=theirs["model_sha256"])
+    assert made["adapter"]["base"] == {"name": f"{line.name}_theirs", "version": 1}
+    assert line.register("other", passed=True, base="0" * 64)["adapter"]["base"] is None
+    assert "base_version" not in line.registry.by_alias(line.name, "champion").tags
+
+
+def test_a_model_without_an_adapter_has_none_of_its_tags(line):
+    assert line.register("a", passed=True)["adapter"] is None
+    assert not {"adapter_path", "base_sha256"} & line.registry.by_alias(line.name, "champion").tags.keys()
+
+
+def test_an_adapter_that_names_no_base_is_refused(line):
+    line.artifact("a/model/adapter", "base.json", {})
+    with pytest.raises(InputError, match=r"base\.json: sha256 of the base is missing"):
+        line.register("a", passed=True)
+    assert line.versions() == (None, None)
