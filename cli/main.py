@@ -8,9 +8,9 @@ from types import FrameType
 
 import typer
 
+from cli import adapter, demo, look, registry, run, serve
 from cli import compile as compiling
-from cli import demo, look, registry, run, serve
-from cli.errors import OneLineErrors
+from cli.errors import OneLineErrors, Terminated
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -21,14 +21,14 @@ app = typer.Typer(
     help="A Kubeflow-native factory for vision-language models.",
     epilog="First time here? `make demo`, then `fovea status`.",
 )
-for commands in (demo, run, look, compiling, registry):
+for commands in (demo, run, look, compiling, registry, adapter):
     commands.mount(app)
 for command in (serve.serve, serve.stop, serve.chat):
     app.command()(command)
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise Terminated
 
 
 def main() -> None:

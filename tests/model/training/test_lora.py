@@ -296,7 +296,7 @@ def first_tensor(directory: Path, change) -> None:
             "no module model.other; the adapter is of another",
         ),
         (lambda d: first_tensor(d, lambda tensors, name: tensors.pop(name)), "is missing"),
-        (lambda d: first_tensor(d, lambda tensors, name: tensors.update(more=tensors[name].clone())), "more is unknown"),
+        (lambda d: first_tensor(d, lambda tensors, name: tensors.update(b=tensors[name].clone())), "b is unknown"),
         (lambda d: (d / WEIGHTS).write_bytes(b"no"), WEIGHTS),
         (lambda d: (d / BASE).unlink(), "no such file"),
     ],
