@@ -71,9 +71,7 @@ def text_order(segments: Sequence[Segment], kinds: Sequence[str]) -> list[int]:
     shown = [names[found] for segment in segments for found in _PLACEHOLDER.findall(segment.text)]
     for kind, placeholder in PLACEHOLDERS.items():
         if shown.count(kind) != len(given[kind]):
-            raise InputError(
-                f"{shown.count(kind)} {placeholder} placeholders for {len(given[kind])} media of this kind"
-            )
+            raise InputError(f"{shown.count(kind)} {placeholder} placeholders for {len(given[kind])} {kind}s")
     each = {kind: iter(indices) for kind, indices in given.items()}
     return [next(each[kind]) for kind in shown]
 

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from model.data.chat import Segment
 from model.data.errors import InputError
 from model.data.schema import TURN_END, Row
-from model.data.video import FrameSampling, Video, row_media, row_video_shape
+from model.data.video import FrameSampling, Video, VideoShape, row_media, row_video_shape
 from model.families.interface import Sample, Size
 from model.families.qwen_chat import IMAGE_PAD, VIDEO_PAD, Shown, render_qwen, text_order, tokenize
 from model.families.qwen_images import Patching, PixelRange, VideoBudget, smart_resize, to_patches
@@ -178,14 +178,15 @@ class QwenProcessor:
             raise InputError(f"row {row['id']}: {error}") from error
 
     def measure(self, row: Row) -> Size:
-        """Tokens and merged patches of ``sample(row)``; of an image only the header is read.
+        """Tokens and merged patches of ``sample(row)``; an image that states its width and height is not opened.
 
         Raises:
             InputError: names the row whose medium or messages cannot be used.
         """
-        shown = [self._measured(row, number) for number in range(len(row["media"]))]
+        shapes = [_shape(row, number, self.limits.sampling) for number in range(len(row["media"]))]
         try:
             segments = render_qwen(row["messages"], self.generation.system_prompt)
+            shown = [self._measured(shape) for shape in shapes]
             shown = [shown[index] for index in text_order(segments, [item.kind for item in shown])]
             input_ids, _ = tokenize(self.tokenizer, segments, shown)
         except InputError as error:
@@ -218,21 +219,11 @@ class QwenProcessor:
         shown = self._video(item.timestamps, height, width, item.fps)
         return shown, to_patches(item.frames, height, width, self.patching)
 
-    def _measured(self, row: Row, number: int) -> Shown:
-        medium = row["media"][number]
-        try:
-            if medium["kind"] == "video":
-                shape = row_video_shape(row, number, self.limits.sampling)
-                height, width = self.limits.video.size(shape.frames, shape.height, shape.width, self.patching)
-                return self._video(shape.timestamps, height, width, 1.0)
-            if medium["bytes"] is None:
-                raise InputError("only images whose bytes are in the row can be read")
-            width, height = image_size(medium["bytes"])
-            return self._image(*smart_resize(height, width, self.patching.factor, self.limits.image))
-        except InputError as error:
-            if str(error).startswith(f"row {row['id']}: "):
-                raise
-            raise InputError(f"row {row['id']}: media[{number}]: {error}") from error
+    def _measured(self, shape: VideoShape | tuple[int, int]) -> Shown:
+        if not isinstance(shape, VideoShape):
+            return self._image(*smart_resize(shape[1], shape[0], self.patching.factor, self.limits.image))
+        height, width = self.limits.video.size(shape.frames, shape.height, shape.width, self.patching)
+        return self._video(shape.timestamps, height, width, 1.0)  # the rate moves positions, not sizes
 
     def _image(self, height: int, width: int) -> Shown:
         grid = self.patching.grid(1, height, width)
@@ -250,3 +241,18 @@ class QwenProcessor:
         last = len(timestamps) - 1
         middles = [(timestamps[i] + timestamps[min(i + step - 1, last)]) / 2 for i in range(0, last + 1, step)]
         return Shown("video", grid, tokens, None, tuple(middles))
+
+
+def _shape(row: Row, number: int, sampling: FrameSampling) -> VideoShape | tuple[int, int]:
+    """Shape of a video, or width and height of an image, upright or not: as many tokens show it either way."""
+    medium = row["media"][number]
+    if medium["kind"] == "video":
+        return row_video_shape(row, number, sampling)
+    if medium["width"] and medium["height"]:
+        return medium["width"], medium["height"]
+    try:
+        if medium["bytes"] is None:
+            raise InputError("only images whose bytes are in the row can be read")
+        return image_size(medium["bytes"])
+    except InputError as error:
+        raise InputError(f"row {row['id']}: media[{number}]: {error}") from error
