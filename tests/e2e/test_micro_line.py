@@ -60,7 +60,7 @@ def test_ctrl_c_leaves_no_process_and_says_how_to_continue(micro_line, number):
     wait_for_step(runs, "pretrain", known)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert output == ""
     log = max(runs.iterdir()) / "log.txt"
     assert log.exists()
