@@ -3,7 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from model.data.schema import image_media
+from tests.tiny import encoded, question_row
 
 GENERATIONS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 SPECIAL = [
@@ -173,3 +177,34 @@ def save_stock(generation: str, directory: Path, **options):
 def pixels(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     """Noise, uint8 [height, width, 3]."""
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def clip(rng: np.random.Generator, frames: int, width: int, height: int, fps: float = 2.0):
+    """A clip of noise as the processor takes it."""
+    from model.data.video import Video
+
+    images = [Image.fromarray(pixels(rng, width, height)) for _ in range(frames)]
+    return Video(images, [index / fps for index in range(frames)], fps)
+
+
+def clip_medium(rng: np.random.Generator, frames: int, width: int, height: int, fps: float = 2.0) -> dict:
+    """A clip of noise as a row holds it."""
+    first, *others = (Image.fromarray(pixels(rng, width, height)) for _ in range(frames))
+    options = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "lossless": True}
+    medium = image_media(encoded(first, "WEBP", **options), image_format="WEBP", width=width, height=height)
+    return medium | {"kind": "video", "start": 0.0, "end": frames / fps, "fps": fps}
+
+
+def mixed_row(row_id: str, rng: np.random.Generator, kinds: str, answer: str, question: str = "What?") -> dict:
+    """A row about an image for each "i" and a clip for each "v" of ``kinds``."""
+    row = question_row(row_id, [], answer, question)
+    for kind in kinds:
+        if kind == "i":
+            image = Image.fromarray(pixels(rng, 90, 60))
+            medium = image_media(encoded(image), image_format="PNG", width=90, height=60)
+        else:
+            medium = clip_medium(rng, 4, 60, 60)
+        row["media"].append(medium)
+    shown = "".join("<image>\n" if kind == "i" else "<video>\n" for kind in kinds)
+    row["messages"][0]["content"] = shown + question
+    return row

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -77,7 +78,7 @@ def _load_config(directory: Path, classes: Mapping[str, type], attention: str) -
         raise InputError(f"{path}: model_type is {raw.get('model_type')!r}, not {' or '.join(map(repr, classes))}")
     try:
         config = AutoConfig.for_model(**raw)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
     for part in (config, config.vision_config, config.text_config):
         part._attn_implementation = attention
