@@ -108,7 +108,8 @@ def smart_resize(height: int, width: int, factor: int, pixels: PixelRange) -> tu
     """Height and width near the given ones: multiples of ``factor`` whose product lies in ``pixels``.
 
     Halves round to even. Very small media keep one token a side, whatever ``pixels`` says. The two sides follow the
-    same rule, so a rotated image has as many tokens.
+    same rule, so a rotated image has as many tokens. qwen-vl-utils differs for strips thinner than half a token: it
+    widens them before it looks at ``pixels``, transformers and this function after.
 
     Raises:
         InputError: the aspect ratio is above 200.

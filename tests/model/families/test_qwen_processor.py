@@ -4,35 +4,35 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from model.data.errors import InputError
 from model.data.schema import image_media
 from model.data.video import Video
-from model.families.qwen_files import IMAGES, PROCESSOR, VIDEOS, load_qwen_processor, save_qwen_processor
-from model.families.qwen_images import PixelRange
+from model.families.qwen_files import load_qwen_processor
 from tests.tiny import encoded
-from tests.tiny_qwen import GENERATIONS, _vision_config, pixels, qwen_tokenizer, stock_processor
+from tests.tiny_qwen import GENERATIONS, _vision_config, pixels, stock_processor
 
 TWO_SECONDS = [0.0, 0.5, 1.0, 1.5, 2.0]
 ANSWER = "A cat."
 
 
 @pytest.fixture(scope="module")
-def directories(tmp_path_factory):
-    """A directory of each generation as transformers writes its processor."""
-    made = {}
-    for generation in GENERATIONS:
-        made[generation] = directory = tmp_path_factory.mktemp(generation)
-        stock_processor(generation).save_pretrained(directory)
-        config = {"model_type": generation, "vision_config": _vision_config(generation)}
-        (directory / "config.json").write_text(json.dumps(config))
-    return made
+def processors(tmp_path_factory):
+    """Of each generation, from a directory as transformers writes it."""
+    return {
+        generation: load_qwen_processor(stock_files(tmp_path_factory.mktemp(generation), generation))
+        for generation in GENERATIONS
+    }
 
 
-@pytest.fixture(scope="module")
-def processors(directories):
-    return {generation: load_qwen_processor(directory) for generation, directory in directories.items()}
+def stock_files(directory, generation):
+    stock_processor(generation).save_pretrained(directory)
+    config = {"model_type": generation, "vision_config": _vision_config(generation)}
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
 
 
 @pytest.fixture
@@ -173,6 +173,27 @@ def test_a_generation_tells_the_time_of_a_video_in_its_own_way(processors, media
     assert "<16.0 seconds>" in text_of(processors["qwen3_vl"], ids)
 
 
+@settings(deadline=None)
+@given(st.integers(1, 3000), st.sampled_from([7.5, 23.976, 24.0, 25.0, 30.0, 60.0]))
+def test_qwen3_samples_the_frames_that_transformers_samples(processors, count, rate):
+    from transformers import Qwen3VLVideoProcessor
+    from transformers.video_utils import VideoMetadata
+
+    oracle = Qwen3VLVideoProcessor().sample_frames(VideoMetadata(total_num_frames=count, fps=rate))
+    assert processors["qwen3_vl"].limits.sampling.indices(count, rate) == oracle.tolist()
+
+
+def test_the_generations_before_sample_frames_in_pairs(processors):
+    # Worked by hand from qwen-vl-utils 0.0.14's smart_nframes: two a second, at least four, even, all different.
+    sampling = processors["qwen2_5_vl"].limits.sampling
+    assert sampling.indices(250, 25.0) == np.linspace(0, 249, 20).round().astype(int).tolist()
+    assert len(sampling.indices(263, 25.0)) == 20  # 21.04, rounded down to even
+    assert sampling.indices(7, 30.0) == [0, 2, 4, 6]
+    assert sampling.indices(5, 30.0) == [0, 1, 3, 4]
+    assert sampling.indices(3, 30.0) == [0, 2]
+    assert len(sampling.indices(90000, 30.0)) == 768
+
+
 def row(content, media, answer=ANSWER):
     return {"id": "r7", "media": media, "messages": turns(content, answer)}
 
@@ -201,27 +222,27 @@ def test_a_row_measures_what_its_sample_takes(processors, media, generation, rng
         row("<video>\nWhat?", [video | {"start": 1.0, "end": 4.0, "fps": 3.0}]),
     ]
     processor = processors[generation]
-    for given in rows:
-        assert processor.measure(given) == processor.sample(given).size
-        unstated = given | {"media": [medium | {"width": None, "height": None} for medium in given["media"]]}
-        assert processor.measure(unstated) == processor.measure(given)
-    upright, turned = (processor.sample(given).media["grids"][0] for given in rows[1:3])
+    for each in rows:
+        assert processor.measure(each) == processor.sample(each).size
+        unstated = each | {"media": [medium | {"width": None, "height": None} for medium in each["media"]]}
+        assert processor.measure(unstated) == processor.measure(each)
+    upright, turned = (processor.sample(each).media["grids"][0] for each in rows[1:3])
     assert upright[[0, 2, 1]].tolist() == turned.tolist()
 
 
 def test_an_image_whose_size_is_stated_is_not_opened(processors):
-    given = row("<image>\nWhat?", [image_media(b"torn", image_format="PNG", width=100, height=60)])
-    assert processors["qwen2_vl"].measure(given).units == 8
-    given["media"][0]["width"] = None
+    asked = row("<image>\nWhat?", [image_media(b"torn", image_format="PNG", width=100, height=60)])
+    assert processors["qwen2_vl"].measure(asked).units == 8
+    asked["media"][0]["width"] = None
     for read in (processors["qwen2_vl"].sample, processors["qwen2_vl"].measure):
         with pytest.raises(InputError, match=r"row r7: media\[0\]: not an image"):
-            read(given)
+            read(asked)
 
 
 def test_jpeg_changes_images_and_leaves_videos(processors, media, rng):
     video = video_of([Image.fromarray(pixels(rng, 56, 56)) for _ in range(8)], 500)
-    given = row("<video>\n<image>\nWhat?", [video, image_of(media[0], quality=95)])
-    plain, again = (processors["qwen2_vl"].sample(given, jpeg_quality=quality) for quality in (None, 30))
+    asked = row("<video>\n<image>\nWhat?", [video, image_of(media[0], quality=95)])
+    plain, again = (processors["qwen2_vl"].sample(asked, jpeg_quality=quality) for quality in (None, 30))
     frames = int(plain.media["grids"][0].prod())
     np.testing.assert_array_equal(plain.media["patches"][:frames], again.media["patches"][:frames])
     assert not np.array_equal(plain.media["patches"][frames:], again.media["patches"][frames:])
@@ -267,102 +288,3 @@ def test_placeholders_and_media_must_be_as_many(processors, media):
     for read in (processor.measure, processor.sample):
         with pytest.raises(InputError, match="row r7: 2010 x 10 pixels: the aspect ratio 201 is above 200"):
             read(row("<image>", [strip]))
-
-
-def published(directory, generation, **images):
-    """A directory as it was published: settings of images in a file of their own."""
-    (directory / "tokenizer.json").write_text(qwen_tokenizer().to_str())
-    config = {"model_type": generation, "vision_config": _vision_config(generation)}
-    (directory / "config.json").write_text(json.dumps(config))
-    patch = 16 if generation.startswith("qwen3") else 14
-    settings = {"patch_size": patch, "temporal_patch_size": 2, "merge_size": 2} | images
-    (directory / IMAGES).write_text(json.dumps(settings))
-    return directory
-
-
-def test_published_directories_are_read(tmp_path):
-    clip = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
-    processor = load_qwen_processor(published(tmp_path, "qwen2_5_vl", min_pixels=3136, max_pixels=12845056, **clip))
-    assert processor.limits.image == PixelRange(3136, 16384 * 28**2)
-    assert processor.patching.mean == tuple(clip["image_mean"])
-    # Without settings of video: 128 to 768 tokens a frame, two frames a second, 4 to 768 frames in pairs.
-    assert processor.limits.video.pixels == PixelRange(128 * 28**2, 768 * 28**2)
-    sampling = processor.limits.sampling
-    assert (sampling.fps, sampling.min_frames, sampling.max_frames, sampling.multiple) == (2.0, 4, 768, 2)
-    assert processor.generation.tokens_per_second == 2
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"shortest_edge": 65536, "longest_edge": 16777216}}
-    published(tmp_path, "qwen3_vl", **half)
-    video = {"size": {"shortest_edge": 4096, "longest_edge": 25165824}, "fps": 2, "cap_pixels_per_frame": True}
-    (tmp_path / VIDEOS).write_text(json.dumps(video))
-    processor = load_qwen_processor(tmp_path)
-    assert processor.limits.image == PixelRange(65536, 16777216)
-    assert processor.limits.video.pixels == PixelRange(4096, 25165824)
-    assert processor.limits.video.together
-    assert processor.limits.video.max_tokens == 768
-    assert processor.patching.mean == (0.5, 0.5, 0.5)
-    assert processor.generation.system_prompt is None
-
-
-def test_a_saved_processor_is_the_loaded_one(directories, tmp_path, media):
-    for generation, directory in directories.items():
-        processor = load_qwen_processor(directory)
-        saved = tmp_path / generation
-        save_qwen_processor(processor, saved)
-        (saved / "config.json").write_bytes((directory / "config.json").read_bytes())
-        names = {path.name for path in directory.iterdir()}
-        assert {path.name for path in saved.iterdir()} == names
-        assert all(
-            (saved / name).read_bytes() == (directory / name).read_bytes() for name in names - {"tokenizer.json"}
-        )
-        again = load_qwen_processor(saved)
-        assert (again.limits, again.patching, again.generation) == (
-            processor.limits,
-            processor.patching,
-            processor.generation,
-        )
-        ids = [each.conversation(turns("<image>What?"), media[:1]).input_ids for each in (processor, again)]
-        assert ids[0] == ids[1]
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("config.json", {"model_type": "llava"}, "model_type is 'llava', not a Qwen-VL's"),
-        ("config.json", {"vision_config": {"patch_size": 16}}, "patch_size is 16 in config.json, 14 for the images"),
-        ("config.json", {"vision_config": None}, "broken configuration: "),
-        (IMAGES, {"min_pixels": 5000, "max_pixels": 4000}, "between 5000 and 4000 pixels is no range"),
-        (IMAGES, {"size": "large"}, "broken configuration: "),
-        (IMAGES, {"patch_size": 0}, "patch_size"),
-        (IMAGES, {"image_std": [0.5, 0.0, 0.5]}, "image_std"),
-        (IMAGES, {"image_mean": [0.5]}, "image_mean"),
-        (VIDEOS, {"max_frames": 0}, "max_frames"),
-        (VIDEOS, {"fps": -1}, "fps"),
-    ],
-)
-def test_wrong_settings_are_refused_in_one_line(tmp_path, name, change, message):
-    published(tmp_path, "qwen2_vl")
-    (tmp_path / VIDEOS).write_text("{}")
-    path = tmp_path / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(InputError, match=message) as refused:
-        load_qwen_processor(tmp_path)
-    assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize("name", ["config.json", IMAGES, "tokenizer.json"])
-def test_a_missing_file_is_named(tmp_path, name):
-    (published(tmp_path, "qwen2_vl") / name).unlink()
-    with pytest.raises(InputError, match=f"{name}: no such file"):
-        load_qwen_processor(tmp_path)
-
-
-def test_a_tokenizer_without_the_special_tokens_is_refused(tmp_path, tokenizer):
-    published(tmp_path, "qwen2_vl")
-    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
-    with pytest.raises(InputError, match=r"no token <\|vision_start\|>"):
-        load_qwen_processor(tmp_path)
-
-
-def test_settings_of_transformers_5_lie_in_one_file(directories):
-    assert not (directories["qwen2_vl"] / IMAGES).exists()
-    assert "video_processor" in json.loads((directories["qwen2_vl"] / PROCESSOR).read_text())
