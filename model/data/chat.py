@@ -9,12 +9,18 @@ from typing import Literal, NamedTuple
 
 from tokenizers import Tokenizer
 
-from model.data.schema import TURN_END, TURN_START
+from model.data.schema import (
+    HARMONY_CHANNEL,
+    HARMONY_END,
+    HARMONY_MESSAGE,
+    HARMONY_RETURN,
+    HARMONY_START,
+    TURN_END,
+    TURN_START,
+)
 
 Template = Literal["chatml", "harmony"]
 
-HARMONY_START, HARMONY_MESSAGE, HARMONY_END = "<|start|>", "<|message|>", "<|end|>"
-HARMONY_CHANNEL, HARMONY_RETURN = "<|channel|>", "<|return|>"
 _FINAL = f"{HARMONY_CHANNEL}final"
 
 # The same rendering for stock tools: a string, or a list of typed parts; an image stands on a line of its own.

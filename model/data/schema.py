@@ -18,8 +18,11 @@ VIDEO_PLACEHOLDER = "<video>"
 PLACEHOLDERS = {"image": IMAGE_PLACEHOLDER, "video": VIDEO_PLACEHOLDER}
 IMG_START, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
-# What the chat template writes around turns and images: a text that holds one would forge a turn or an image.
-RESERVED = (IMG_START, IMG_END, IMG_CONTEXT, TURN_START, TURN_END)
+HARMONY_START, HARMONY_CHANNEL, HARMONY_MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
+HARMONY_END, HARMONY_RETURN = "<|end|>", "<|return|>"
+_HARMONY = (HARMONY_START, HARMONY_CHANNEL, HARMONY_MESSAGE, HARMONY_END, HARMONY_RETURN)
+# What the chat templates write around turns and images: a text that holds one would forge a turn or an image.
+RESERVED = (IMG_START, IMG_END, IMG_CONTEXT, TURN_START, TURN_END, *_HARMONY)
 
 
 class Media(TypedDict):

@@ -1,18 +1,21 @@
 """Make a new network from its typed configuration."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, InternVLConfig, InternVLVisionModel, PreTrainedModel
 
+from model.data.chat import detect_template, end_of_turn
 from model.data.errors import InputError
-from model.data.schema import IMG_CONTEXT, TURN_END
-from model.flash.config import ModelConfig
+from model.data.schema import IMG_CONTEXT
+from model.flash.config import LanguageConfig, ModelConfig
 from model.flash.images import Tiling
 from model.flash.network import FlashModel
-from model.flash.processor import FlashProcessor
+from model.flash.processor import FlashProcessor, read_json
+from model.flash.weights import StoredWeights
 
 
 def transformers_config(config: ModelConfig, tokenizer: Tokenizer) -> InternVLConfig:
@@ -20,12 +23,12 @@ def transformers_config(config: ModelConfig, tokenizer: Tokenizer) -> InternVLCo
     vision = config.vision.model_dump(exclude={"position_init_std"})
     # Published checkpoints take the last hidden state as it is: no final norm.
     vision |= {"model_type": "internvl_vision", "use_mean_pooling": True}
-    language = config.language.model_dump(exclude={"extra", "rope_theta"}) | dict(config.language.extra)
+    language = config.language.model_dump(exclude={"extra", "rope_theta", "yarn"}) | dict(config.language.extra)
     language |= {
-        "vocab_size": tokenizer.get_vocab_size(),
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.language.rope_theta},
+        "vocab_size": _vocabulary(config.language.vocab_size, tokenizer),
+        "rope_parameters": _rope(config.language),
         "bos_token_id": None,
-        "eos_token_id": tokenizer.token_to_id(TURN_END),
+        "eos_token_id": tokenizer.token_to_id(end_of_turn(detect_template(tokenizer))),
         "pad_token_id": None,
     }
     model_type = language.pop("model_type")
@@ -39,6 +42,18 @@ def transformers_config(config: ModelConfig, tokenizer: Tokenizer) -> InternVLCo
     )
 
 
+def _rope(language: LanguageConfig) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": language.rope_theta}
+    return rope if language.yarn is None else rope | {"rope_type": "yarn"} | language.yarn.model_dump()
+
+
+def _vocabulary(rows: int | None, tokenizer: Tokenizer) -> int:
+    ids = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+    if rows is not None and rows < ids:
+        raise InputError(f"model.language.vocab_size: {rows}, but the tokenizer has {ids} ids")
+    return rows or ids
+
+
 def build_model(config: ModelConfig, tokenizer: Tokenizer, *, seed: int) -> tuple[FlashModel, FlashProcessor]:
     """A network and its processor: random weights drawn from ``seed``, or pretrained halves where given.
 
@@ -50,12 +65,11 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer, *, seed: int) -> tupl
     model = FlashModel(transformers_config(config, tokenizer), processor.tiling)
     initialise_positions(model, config.vision.position_init_std)
     if config.vision_checkpoint is not None:
-        pretrained = _pretrained(InternVLVisionModel, "model.vision_checkpoint", config.vision_checkpoint)
-        _load_half(model.vision_tower, pretrained, config.vision_checkpoint)
+        _load_vision(model.vision_tower, config.vision_checkpoint)
     if config.language_checkpoint is not None:
         pretrained = _pretrained(AutoModelForCausalLM, "model.language_checkpoint", config.language_checkpoint)
         _resize_vocabulary(pretrained, model.config.text_config.vocab_size)
-        _load_half(model.language_model, pretrained, config.language_checkpoint)
+        _load_half(model.language_model, pretrained.state_dict(), config.language_checkpoint)
     return model, processor
 
 
@@ -81,9 +95,24 @@ def _resize_vocabulary(model: PreTrainedModel, vocabulary: int) -> None:
                 layer.weight[old:] = layer.weight[:old].mean(0)
 
 
-def _load_half(half: nn.Module, pretrained: PreTrainedModel, directory: Path) -> None:
+def _load_vision(tower: nn.Module, directory: Path) -> None:
+    """Take a tower of transformers' ``internvl_vision``, or a published InternViT, which has the original names."""
+    if not _is_original(directory):
+        pretrained = _pretrained(InternVLVisionModel, "model.vision_checkpoint", directory)
+        return _load_half(tower, pretrained.state_dict(), directory)
+    prefix = "vision_tower."
+    stored = StoredWeights(directory, (prefix,), original=True, within="vision_model.")
+    return _load_half(tower, {name.removeprefix(prefix): stored.tensor(name) for name in stored.names}, directory)
+
+
+def _is_original(directory: Path) -> bool:
+    path = directory / "config.json"
+    return path.is_file() and read_json(path).get("model_type") == "intern_vit_6b"
+
+
+def _load_half(half: nn.Module, tensors: dict[str, Tensor], directory: Path) -> None:
     try:
-        half.load_state_dict(pretrained.state_dict())
+        half.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise InputError(f"{directory}: does not have the shape that the profile states: {reason}") from error

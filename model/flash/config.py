@@ -45,6 +45,21 @@ class VisionConfig(Section):
         return self
 
 
+class YarnConfig(Section):
+    """YaRN scaling of the rotary frequencies (arXiv 2309.00071; the defaults are GPT-OSS-20B)."""
+
+    factor: float = Field(32.0, ge=1)
+    """Context length over the original one."""
+    original_max_position_embeddings: int = Field(4096, gt=0)
+    """Positions that the frequencies were made for."""
+    beta_fast: float = Field(32.0, gt=0)
+    """Frequencies that turn more often than this within the original context are left alone."""
+    beta_slow: float = Field(1.0, gt=0)
+    """Frequencies that turn less often than this are slowed down by the whole factor."""
+    truncate: bool = False
+    """Round the borders between the two to whole frequencies."""
+
+
 class LanguageConfig(Section):
     """A causal language model of transformers (the defaults are Qwen3-0.6B)."""
 
@@ -64,8 +79,12 @@ class LanguageConfig(Section):
     """Width inside the MLP."""
     max_position_embeddings: int = Field(40960, gt=0)
     """Longest sequence in tokens."""
+    vocab_size: int | None = Field(None, gt=0)
+    """Rows of the embedding; None takes as many as the tokenizer has ids."""
     rope_theta: float = Field(1e6, gt=0)
     """Base of the rotary frequencies."""
+    yarn: YarnConfig | None = None
+    """Scaling of the rotary frequencies to longer contexts (GPT-OSS)."""
     tie_word_embeddings: bool = True
     """The output head is the input embedding (Qwen3 up to 4B)."""
     extra: dict[str, int | float | bool | str] = Field(default_factory=dict)

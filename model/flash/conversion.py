@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from model.data.errors import InputError
 from model.flash.checkpoint import load_config, open_weights, write_weights
 from model.flash.directory import write_configuration, write_json, write_tokenizer
-from model.flash.layouts import to_original
+from model.flash.layouts import EMBEDDING, to_original
 from model.flash.original import original_config
 from model.flash.processor import FlashProcessor, load_processor, read_json
 from model.flash.weights import INDEX, Lazy, StoredWeights, write_shards
@@ -85,8 +85,7 @@ def _convert(source: Path, target: Path, layout: Layout) -> None:
 
 
 def _dtype(stored: StoredWeights) -> str:
-    last = next(name for name in reversed(stored.names) if name.endswith("weight"))
-    return str(stored.tensor(last).dtype).removeprefix("torch.")
+    return str(stored.tensor(EMBEDDING).dtype).removeprefix("torch.")
 
 
 def _original_config(config: InternVLConfig, processor: FlashProcessor, dtype: str) -> dict[str, object]:

@@ -22,21 +22,30 @@ def load_config(directory: Path, attention: str = "sdpa") -> InternVLConfig:
     """
     path = directory / "config.json"
     raw = read_json(path)
-    if raw.get("model_type") == "internvl_chat":
+    layout = raw.get("model_type")
+    if layout == "internvl_chat":
         raw = huggingface_config(raw, path)
     if raw.get("model_type") != "internvl":
         raise InputError(f"{path}: model_type is {raw.get('model_type')!r}, not 'internvl'")
-    raw.pop("dtype", None)
-    raw.pop("torch_dtype", None)
     try:
+        if layout == "internvl_chat":
+            raw["text_config"] = _known_keys(raw["text_config"])
         config = AutoConfig.for_model(**raw)
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
+    for part in (config, config.vision_config, config.text_config):
+        part.dtype = None  # whoever loads the weights chooses it
     if "tie_word_embeddings" not in raw:
         # transformers' default is True; the published sizes from 8B up are untied.
         config.tie_word_embeddings = config.text_config.tie_word_embeddings
     set_config_attention(config, attention)
     return config
+
+
+def _known_keys(text: dict[str, Any]) -> dict[str, Any]:
+    """A language model's configuration without the many keys that transformers 4 wrote of every model."""
+    known = set(AutoConfig.for_model(text["model_type"]).to_dict()) | {"rope_theta", "rope_scaling", "num_experts"}
+    return {key: value for key, value in text.items() if key in known}
 
 
 def set_config_attention(config: InternVLConfig, attention: str) -> None:

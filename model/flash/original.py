@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.data.errors import InputError
+from model.flash.images import Tiling
 
 TEMPLATES = {"chatml": "internvl2_5", "harmony": "internvl3_5_gpt_oss"}
 """The original layout's names of the chat templates."""
@@ -40,6 +41,14 @@ def rows_per_tile(raw: dict[str, Any]) -> int:
     """Visual tokens of a tile that an original configuration states: (448 / 14 * 0.5) ** 2 for the published sizes."""
     side = _side(raw["force_image_size"] or raw["vision_config"]["image_size"])
     return int(side // _side(raw["vision_config"]["patch_size"]) * raw["downsample_ratio"]) ** 2
+
+
+def original_tiling(raw: dict[str, Any]) -> Tiling:
+    """How the official code cuts images under an original configuration."""
+    if not raw.get("dynamic_image_size", True):
+        return Tiling(_side(raw["force_image_size"]), 1, 1)
+    least, most = raw["min_dynamic_patch"], raw["max_dynamic_patch"]
+    return Tiling(_side(raw["force_image_size"]), least, most, raw["use_thumbnail"])
 
 
 def huggingface_vision_config(raw: dict[str, Any]) -> dict[str, Any]:

@@ -15,13 +15,19 @@ from model.data.errors import InputError
 from model.data.schema import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START, Row
 from model.families.interface import Sample, Size
 from model.flash.images import Tiling, count_tiles, reencode_jpeg, row_image_sizes, row_images, tile_image
+from model.flash.original import original_tiling, rows_per_tile
 
-# The default of the published checkpoints, which carry no fovea.json.
+# The defaults of the published checkpoints, which carry no fovea.json.
 INTERNVL_SYSTEM_PROMPT = (
     "\u4f60\u662f\u4e66\u751f\u00b7\u4e07\u8c61\uff0c\u82f1\u6587\u540d\u662fInternVL\uff0c"
     "\u662f\u7531\u4e0a\u6d77\u4eba\u5de5\u667a\u80fd\u5b9e\u9a8c\u5ba4\u3001\u6e05\u534e\u5927\u5b66"
     "\u53ca\u591a\u5bb6\u5408\u4f5c\u5355\u4f4d\u8054\u5408\u5f00\u53d1\u7684\u591a\u6a21\u6001"
     "\u5927\u8bed\u8a00\u6a21\u578b\u3002"
+)
+HARMONY_SYSTEM_PROMPT = (
+    "You are InternVL, a large language model trained by Shanghai AI Laboratory.\n"
+    "Knowledge cutoff: 2024-06\nCurrent date: 2025-08-06\n\nReasoning: low\n\n"
+    "# Valid channels: final. Channel must be included for every message."
 )
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -202,20 +208,29 @@ def load_processor(directory: Path) -> FlashProcessor:
         InputError: a file is missing or broken.
     """
     config = read_json(directory / "config.json")
-    settings = read_json(directory / "processor_config.json")
-    own = directory / "fovea.json"
     tokenizer = load_tokenizer(directory)
+    own = directory / "fovea.json"
+    published = HARMONY_SYSTEM_PROMPT if detect_template(tokenizer) == "harmony" else INTERNVL_SYSTEM_PROMPT
     try:
-        image = settings["image_processor"]
-        system_prompt = read_json(own)["system_prompt"] if own.is_file() else INTERNVL_SYSTEM_PROMPT
-        tiling = Tiling(
-            tile=image["size"]["height"],
-            min_tiles=image["min_patches"],
-            max_tiles=image["max_patches"],
-        )
-        return FlashProcessor(tokenizer, tiling, config["image_seq_length"], system_prompt)
+        if config.get("model_type") == "internvl_chat":
+            tiling, rows = original_tiling(config), rows_per_tile(config)
+        else:
+            image = _image_settings(directory)
+            tiling = Tiling(image["size"]["height"], image["min_patches"], image["max_patches"])
+            rows = config["image_seq_length"]
+        system_prompt = read_json(own)["system_prompt"] if own.is_file() else published
+        return FlashProcessor(tokenizer, tiling, rows, system_prompt)
     except (KeyError, TypeError) as error:
         raise InputError(f"{directory}: configuration has no {error}") from error
+
+
+def _image_settings(directory: Path) -> dict[str, Any]:
+    """Settings of transformers' image processor: in one file with the rest, or in its own (before transformers 5)."""
+    alone = directory / "preprocessor_config.json"
+    together = directory / "processor_config.json"
+    if alone.is_file() and not (together.is_file() and "image_processor" in read_json(together)):
+        return read_json(alone)
+    return read_json(together)["image_processor"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
