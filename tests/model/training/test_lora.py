@@ -8,6 +8,7 @@ import tempfile
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,15 +19,26 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from model.data.errors import InputError
-from model.families.interface import Inputs
-from model.families.opening import load_network
+from model.families.interface import Inputs, Processor
+from model.families.opening import load_network, load_processor
 from model.flash.checkpoint import save_model
 from model.flash.network import normalise
-from model.training.config import LoraConfig
-from model.training.lora import BASE, CONFIG, WEIGHTS, add_lora, load_adapter, merge_lora, save_adapter, unmerge_lora
+from model.training.config import LoraConfig, PackingConfig, TrainingConfig
+from model.training.loop import supervised_stage, train
+from model.training.lora import (
+    BASE,
+    CONFIG,
+    WEIGHTS,
+    add_lora,
+    load_adapter,
+    merge_lora,
+    remove_lora,
+    save_adapter,
+    unmerge_lora,
+)
 from model.training.memory import checkpoint_activations
-from tests.tiny import TILE, byte_tokenizer, random_model
-from tests.tiny_qwen import GENERATIONS, save_stock, stock_network
+from tests.tiny import TILE, byte_tokenizer, picture, question_row, random_model
+from tests.tiny_qwen import GENERATIONS, save_stock, stock_network, stock_processor
 
 torch.set_num_threads(1)
 EXPERTS = {
@@ -69,6 +81,14 @@ def _built(family: str) -> nn.Module:
     with tempfile.TemporaryDirectory() as directory:
         save_stock(family, Path(directory))
         return load_network(Path(directory))
+
+
+@functools.cache
+def _processor(family: str) -> Processor:
+    with tempfile.TemporaryDirectory() as directory:
+        stock_processor(family).save_pretrained(directory)
+        _built(family).config.save_pretrained(directory)
+        return load_processor(Path(directory))
 
 
 def network_of(family: str) -> nn.Module:
@@ -271,6 +291,46 @@ def test_dropout_acts_in_training_and_is_refused_for_experts():
         assert not torch.equal(logits(network), logits(network))
     with pytest.raises(InputError, match=r"lora\.dropout: must be 0 for a mixture of experts"):
         add_lora(network_of("qwen3_vl_moe"), LoraConfig(dropout=0.5))
+
+
+@pytest.mark.parametrize("family", ["internvl", "qwen3_vl_moe"])
+def test_a_stopped_run_continues_with_the_same_adapter_and_never_moves_the_base(family, tmp_path):
+    rng = np.random.default_rng(3)
+    rows = [question_row(f"r{i}", [picture(rng)] * (i % 2), "!" * (1 + i % 3)) for i in range(8)]
+    processor = random_model(byte_tokenizer())[1] if family == "internvl" else _processor(family)
+    config = TrainingConfig(
+        learning_rate=1e-2,
+        steps=4,
+        batch_size=2,
+        packing=PackingConfig(max_tokens=300, max_units=40),
+        drop_path_rate=0.2 if family == "internvl" else 0.0,
+        activation_checkpointing="all",
+        checkpoint_every=2,
+        threads=1,
+        lora=LoraConfig(targets=ALL),
+    )
+
+    def trained(state_dir: Path, stop_at: int | None = None) -> nn.Module:
+        def progress(_label: str, done: int, _total: int) -> None:
+            if done == stop_at:
+                raise KeyboardInterrupt
+
+        network = network_of(family)
+        train(network, processor, rows, supervised_stage("sft", config), config, state_dir, progress)
+        return network
+
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "stopped", stop_at=3)
+    resumed = adapters(trained(tmp_path / "stopped"))
+    assert all(torch.equal(p, resumed[name]) for name, p in adapters(whole).items())
+    assert all(p.any() for name, p in resumed.items() if "lora_B" in name)
+    kept = {name for part in tmp_path.glob("whole/*/*.safetensors") for name in load_file(part)}
+    assert kept
+    assert all("lora_" in name for name in kept)
+    before = _built(family).state_dict()
+    remove_lora(whole)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in whole.state_dict().items())
 
 
 def changed_config(directory: Path, **changes) -> None:
