@@ -1,12 +1,16 @@
 """``fovea profiles`` and ``fovea status``: what there is to run, and what is in ``out``."""
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.registry import registry_uri
+
+if TYPE_CHECKING:
+    from cli.dashboard import Dashboard
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 
@@ -32,38 +36,23 @@ def profiles(machine: JsonOption = False) -> None:
 
 
 def status(machine: JsonOption = False) -> None:
-    """Say what is in ``out``: the last run and its steps, the registry's aliases, what is being served.
+    """Say what is in ``out``: the run that goes on, or the last one, and how its training goes; the registry's aliases;
+    what is being served.
 
-    Example: `fovea status`
+    Examples: `fovea status`, `watch fovea status`
     """
+    from cli.dashboard import newest_run, read_dashboard
     from components.settings import Settings
 
     settings = Settings.from_environment()
-    found = {
-        "out": str(settings.out),
-        "last_run": _last_run(settings.out / "runs"),
-        "registry": _registry(),
-        "serving": _serving(settings.out / "serve"),
-    }
+    run_dir = newest_run(settings.out)
+    run = read_dashboard(run_dir, settings.out / "run.lock") if run_dir else None
+    registry, serving = _registry(), _serving(settings.out / "serve")
     if machine:
-        print(json.dumps(found))
+        last = run.record() if run else None
+        print(json.dumps({"out": str(settings.out), "last_run": last, "registry": registry, "serving": serving}))
     else:
-        _show(found)
-
-
-def _last_run(runs: Path) -> dict[str, Any] | None:
-    """The newest pipeline run: its steps, and its failure if it had one."""
-    from pipelines.runners import read_steps
-
-    newest = max((path for path in runs.glob("*") if path.is_dir()), default=None)
-    if newest is None:
-        return None
-    failure = newest / "failure.json"
-    return {
-        "run_id": newest.name,
-        "steps": read_steps(newest),
-        "failure": json.loads(failure.read_text()) if failure.exists() else None,
-    }
+        _show(settings.out, run, registry, serving)
 
 
 def _registry() -> list[dict[str, Any]]:
@@ -99,22 +88,18 @@ def _serving(directory: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _show(found: dict[str, Any]) -> None:
-    run = found["last_run"]
-    print(f"in {found['out']}")
+def _show(out: Path, run: "Dashboard | None", registry: list[dict[str, Any]], serving: list[dict[str, Any]]) -> None:
+    from cli.dashboard import render
+
+    print(f"in {out}")
     if run is None:
         print("no run yet; try: fovea run --profile micro")
     else:
-        print(f"last run {run['run_id']}" + ("" if run["failure"] is None else ", failed"))
-        for step in run["steps"]:
-            how = "from the store" if step["cached"] else f"{step['seconds']:.1f} s"
-            print(f"  {step['step']:<10} {how:<15} key {step['key'][:12]}")
-        if run["failure"] is not None:
-            print(f"  {run['failure']['step']}: {run['failure']['error']}")
-            print(f"  log: {run['failure']['log']}; to continue: {run['failure']['resume']}")
-    for model in found["registry"]:
+        encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+        print("\n".join(render(run, unicode=encoding == "utf8")))
+    for model in registry:
         print(f"{model['name']} version {model['version']} is the {model['alias']}: {model['storage_uri']}")
-    for served in found["serving"]:
+    for served in serving:
         dead = [name for name, alive in served["alive"].items() if not alive]
         note = f" (not running: {', '.join(dead)})" if dead else ""
         print(f"serving {served['name']} at {served['endpoint']}{note}")
