@@ -23,6 +23,8 @@ MAX_IMAGE_BYTES = 20_000_000
 MAX_IMAGE_PIXELS = 40_000_000
 T = TypeVar("T")
 _ORIENTATION = 0x0112
+# Where a PNG may say it. It may do so after its pixels, so Pillow decodes them all before it answers.
+_PNG_ORIENTATION = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
@@ -64,7 +66,7 @@ def read_image(data: bytes, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = 
 
 
 def image_size(data: bytes, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
-    """Width and height of an encoded image once it stands upright; no pixel is decoded.
+    """Width and height of an encoded image once it stands upright; pixels are decoded only to find a PNG's EXIF.
 
     Raises:
         InputError: as ``read_image``, as far as the header tells.
@@ -72,6 +74,8 @@ def image_size(data: bytes, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = 
     with _decoding():
         image = _open(data, max_bytes, max_pixels)
         width, height = image.size
+        if image.format == "PNG" and not any(mark in data for mark in _PNG_ORIENTATION):
+            return width, height
         # Orientations 5 to 8 lie on their side.
         return (height, width) if image.getexif().get(_ORIENTATION, 1) >= 5 else (width, height)
 

@@ -23,7 +23,7 @@ from model.training.config import TrainingConfig
 from model.training.drop_path import drop_path
 from model.training.engine import Engine, LossFunction, make_engine, world
 from model.training.flops import step_cost
-from model.training.memory import checkpoint_activations, compile_layers
+from model.training.memory import checkpoint_activations, compiled_layers
 from model.training.metrics import TrainingMetrics
 from model.training.reader import BatchReader, Reading
 from model.training.stopping import Stopped, stop_requested, watch
@@ -138,10 +138,9 @@ def train(
     _choose_parameters(network, stage, config)
     network.train()
     checkpoint_activations(network.parts(), config.activation_checkpointing)
-    if config.compile:
-        compile_layers(network.parts())
     packed = use_varlen_attention(*network.parts().language) if config.packing else nullcontext()
-    with packed, drop_path(network, config.drop_path_rate):
+    compiled = compiled_layers(network.parts()) if config.compile else nullcontext()
+    with packed, drop_path(network, config.drop_path_rate), compiled:
         run = _Run(network, processor, rows, stage, config, state_dir, log)
         state = run.state
         progress(stage.name, state.step, config.steps)

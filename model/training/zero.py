@@ -21,18 +21,29 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def deepspeed_config(config: TrainingConfig, micro_batches: int, hidden_size: int) -> dict[str, Any]:
+_MOST_IN_BUCKET = 200_000_000
+
+
+def deepspeed_config(
+    config: TrainingConfig, micro_batches: int, *, trained_parameters: int, hidden_size: int
+) -> dict[str, Any]:
     """DeepSpeed's configuration for ours.
 
     Args:
         config: of the stage; ``config.zero`` is set.
         micro_batches: of one rank in an optimiser step.
+        trained_parameters: their number of elements.
         hidden_size: of the language model.
     """
+    # Buffers of this many elements are made whatever the model holds; the default takes 2 GB each.
+    bucket = min(_MOST_IN_BUCKET, trained_parameters)
     zero: dict[str, Any] = {
         "stage": config.zero.stage,
         "contiguous_gradients": True,
         "overlap_comm": torch.cuda.is_available(),
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "stage3_prefetch_bucket_size": bucket // 4,
         # What is smaller than this is not worth a collective of its own.
         "stage3_param_persistence_threshold": 10 * hidden_size,
     }
@@ -63,16 +74,21 @@ class ZeroEngine:
         self._network = network
         self._trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._stage = config.zero.stage
-        hidden_size = network.head.in_features
         # DeepSpeed rounds the masters with the weights; these are put back after it has made them.
         masters = {} if config.precision == "float32" else {n: p.detach().clone() for n, p in self._trained.items()}
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=LossModule(network, loss),
             optimizer=make_optimizer(list(self._trained.values()), config),
-            config=deepspeed_config(config, micro_batches, hidden_size),
+            config=deepspeed_config(
+                config,
+                micro_batches,
+                trained_parameters=sum(p.numel() for p in self._trained.values()),
+                hidden_size=network.head.in_features,
+            ),
             dist_init_required=False,
         )
         self.device = torch.device(self._engine.device)
+        self._make_moments()
         for name, master in masters.items():
             self._set(self._trained[name], None, master)
 
@@ -102,21 +118,20 @@ class ZeroEngine:
 
     def tensors(self) -> Iterator[Slot]:
         """The trained parameters with their moments, gathered one after the other."""
-        updated = bool(self._flat_states())
         for name, parameter in self._trained.items():
-            moments = [safe_get_full_optimizer_state(parameter, key) if updated else None for key in _MOMENTS]
+            moments = [safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS]
             yield Slot(name, safe_get_full_fp32_param(parameter).detach(), *moments)
 
     def load(self, slots: Iterable[Slot], updates: int) -> None:
         """Put back what ``tensors`` gave, of any engine and number of processes, after ``updates`` updates."""
-        if updates:
-            self._make_states(updates)
+        for flat in self._flat_parameters():
+            self._optimizer.optimizer.state[flat]["step"].fill_(updates)
         for slot in slots:
             parameter = self._trained[slot.name]
             self._set(parameter, None, slot.weight)
-            if updates:
-                self._set(parameter, "exp_avg", slot.exp_avg)
-                self._set(parameter, "exp_avg_sq", slot.exp_avg_sq)
+            for key in _MOMENTS:
+                moment = getattr(slot, key)
+                self._set(parameter, key, torch.zeros_like(slot.weight) if moment is None else moment)
 
     def finish(self) -> None:
         """Gather the weights in float32 and put plain parameters into the network's modules."""
@@ -141,18 +156,19 @@ class ZeroEngine:
             return list(self._optimizer.fp32_partitioned_groups_flat)
         return list(self._optimizer.single_partition_of_fp32_groups)
 
-    def _flat_states(self) -> list[dict[str, Tensor]]:
-        return [state for p in self._flat_parameters() if (state := self._optimizer.optimizer.state.get(p))]
+    def _make_moments(self) -> None:
+        """Give every master its moments now.
 
-    def _make_states(self, updates: int) -> None:
-        """AdamW makes its moments at the first update; a resumed run needs them before."""
-        for parameter in self._flat_parameters():
-            moments = {key: torch.zeros_like(parameter) for key in _MOMENTS}
-            step = torch.tensor(float(updates), device=parameter.device)
-            self._optimizer.optimizer.state[parameter] = {"step": step, **moments}
+        AdamW makes them at its first update, one group of parameters after the other; DeepSpeed looks for all of them
+        after the first group, and never again.
+        """
+        for flat in self._flat_parameters():
+            moments = {key: torch.zeros_like(flat) for key in _MOMENTS}
+            self._optimizer.optimizer.state[flat] = {"step": torch.tensor(0.0, device=flat.device), **moments}
         if self._stage != 3:
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
+    @torch.no_grad()
     def _set(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
         """Lay this rank's part of ``value`` into the master (key None) or a moment of a parameter."""
         if self._stage != 3:

@@ -1,0 +1,98 @@
+"""Several processes train as one does: data parallelism and ZeRO, mixed media, resume on another number of ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.data.errors import InputError
+from model.training.config import TrainingConfig
+from model.training.loop import supervised_stage, train
+from tests.model.training import train_on_ranks
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """Where two ranks have trained every case."""
+    out = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tests.model.training.train_on_ranks", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        # A hang is what these cases are about: it ends here, not at the limit of the suite.
+        output = process.communicate(timeout=240)[0].decode()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output[-4000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def histories(two_ranks):
+    return json.loads((two_ranks / "histories.json").read_text())
+
+
+@pytest.mark.parametrize("name", [name for name in train_on_ranks.CASES if name != "zero2 half"])
+def test_two_ranks_give_the_losses_and_the_weights_of_one_process(two_ranks, histories, name, tmp_path):
+    """One rank sees text only and the other images; their losses need unequally many chunks of the head."""
+    changes = {key: value for key, value in train_on_ranks.CASES[name].items() if key != "zero"}
+    network, state = train_on_ranks.run(name, changes, tmp_path)
+    for ours, theirs in zip(state.history, histories[name]["history"], strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-5)
+        assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-4)
+        assert theirs["tokens"] == ours["tokens"]
+    theirs = load_file(two_ranks / f"{name}.safetensors")
+    for parameter_name, parameter in network.named_parameters():
+        torch.testing.assert_close(theirs[parameter_name], parameter.detach(), atol=1e-4, rtol=0, msg=parameter_name)
+
+
+@pytest.mark.parametrize("name", train_on_ranks.CASES)
+def test_stopped_ranks_continue_bit_for_bit(histories, name):
+    assert histories[name]["resumed"] == histories[name]["history"]
+    assert histories[name]["same_weights"]
+
+
+def test_half_precision_weights_have_masters_that_learn(histories):
+    losses = [record["loss"] for record in histories["zero2 half"]["history"]]
+    exact = [record["loss"] for record in histories["zero2"]["history"]]
+    assert losses == pytest.approx(exact, rel=0.02)
+    assert losses != exact
+
+
+@pytest.mark.parametrize("name", ["zero3", "zero3 packs"])
+def test_one_process_takes_up_what_two_have_begun(two_ranks, histories, name):
+    changes = {key: value for key, value in train_on_ranks.CASES[name].items() if key != "zero"}
+    _, state = train_on_ranks.run(name, changes, two_ranks / "begun" / name)
+    expected = [record["loss"] for record in histories[name]["history"]]
+    assert [record["loss"] for record in state.history] == pytest.approx(expected, rel=1e-5)
+    assert state.history[:2] == histories[name]["history"][:2], "steps 1 and 2 were the ranks' own"
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InputError, match=r"batch_size 4 is not a multiple of 3 processes"):
+        train_on_ranks.run("sft", {}, tmp_path)
+
+
+def test_missing_processes_are_refused(tiny_model, tmp_path):
+    network, processor = tiny_model
+    config = TrainingConfig(learning_rate=1e-3, steps=1, batch_size=2, processes=2)
+    with pytest.raises(InputError, match=r"training\.processes is 2, but 1 processes were started"):
+        train(network, processor, train_on_ranks.rows(), supervised_stage("sft", config), config, tmp_path, print)
