@@ -55,7 +55,7 @@ def add_lora(network: Network, config: LoraConfig, seed: int = 0) -> None:
     gets its own rank. The same seed gives the same adapters on every device and rank.
 
     Raises:
-        InputError: a target has no linear layer, or dropout is asked for on experts, where it is not defined.
+        InputError: dropout is asked for on experts, where it is not defined.
     """
     modules, experts = _targets(network, config.targets)
     if experts and config.dropout:
@@ -70,12 +70,9 @@ def _targets(network: Network, parts: Iterable[str]) -> tuple[list[str], list[st
     head, found = network.head, network.parts()
     for part in parts:
         inside = {id(m): m for root in getattr(found, part) for m in root.modules() if m is not head}
-        linear = [names[key] for key, module in inside.items() if isinstance(module, nn.Linear)]
-        if not linear:
-            raise InputError(f"lora.targets: this network has no linear layer in its {part} part")
-        modules += linear
+        modules += [names[key] for key, module in inside.items() if isinstance(module, nn.Linear)]
         experts += [f"{names[key]}.{name}" for key, module in inside.items() for name in _expert_tensors(module)]
-    return sorted(set(modules)), sorted(set(experts))
+    return sorted(modules), sorted(experts)
 
 
 def _expert_tensors(module: nn.Module) -> list[str]:
