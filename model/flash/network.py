@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, InternVLConfig, InternVLVisionModel, PreTrainedModel
 from transformers.activations import ACT2FN
+from transformers.utils import ModelOutput
 
 from model.families.interface import HiddenStates, Inputs, Parts
 from model.flash.images import Tiling, choose_grid, read_image, tile_image
 from model.flash.processor import IMAGENET_MEAN, IMAGENET_STD
+from model.objectives.load_balancing import load_balancing
 
 TILES_AT_ONCE = 64
 """Tiles that ``encode_batch`` sends through the tower together: 64 rows of large images have 832 of them."""
@@ -168,8 +170,20 @@ class FlashModel(nn.Module):
             position_ids=inputs.positions,
             use_cache=False,
             **pack_borders(inputs),
+            **self._routing(),
         )
-        return HiddenStates(output.last_hidden_state.flatten(0, 1)[inputs.keep], None)
+        return HiddenStates(output.last_hidden_state.flatten(0, 1)[inputs.keep], self._auxiliary(output, inputs.mask))
+
+    def _routing(self) -> dict[str, bool]:
+        """Ask a mixture of experts for its router logits while it trains with an auxiliary loss."""
+        coefficient = getattr(self.config.text_config, "router_aux_loss_coef", 0.0)
+        return {"output_router_logits": True} if self.training and coefficient > 0 else {}
+
+    def _auxiliary(self, output: ModelOutput, mask_BT: Tensor | None) -> Tensor | None:
+        text = self.config.text_config
+        if not self._routing():
+            return None
+        return text.router_aux_loss_coef * load_balancing(output.router_logits, text.num_experts_per_tok, mask_BT)
 
     @property
     def head(self) -> nn.Module:
