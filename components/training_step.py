@@ -1,39 +1,58 @@
-"""What the training steps share: run a stage, score a held-out sample, write the model."""
+"""What the training steps share: run a stage, fold an adapter, score a held-out sample, write the model."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from components.adapter import fold_adapter
 from components.context import StepContext, StepResult
 from components.scoring_table import heldout_sample, mean_score, score_model_on_sample
 from model.data.schema import Row
 from model.data.shards import open_dataset
-from model.flash.checkpoint import save_model
-from model.flash.network import FlashModel
-from model.flash.processor import FlashProcessor
+from model.families.interface import Network, Processor
+from model.families.opening import save_network
 from model.training.config import TrainingConfig
 from model.training.loop import supervised_stage, train
 
 
 def finish(
-    model: FlashModel,
-    processor: FlashProcessor,
+    network: Network,
+    processor: Processor,
     heldout: Path,
     per_family: int,
     output: Path,
     context: StepContext,
     result: StepResult,
+    *,
+    adapter_of: Path | None = None,
 ) -> StepResult:
-    """Score the first ``per_family`` held-out rows of each family, then write the model directory."""
+    """Score the first ``per_family`` held-out rows of each family, then write the model directory.
+
+    Ranks above 0 have nothing to do.
+
+    Args:
+        network: trained.
+        processor: of its family.
+        heldout: dataset.
+        per_family: rows of each of its task families.
+        output: the model directory to write.
+        context: rank and progress.
+        result: receives the scores.
+        adapter_of: the model directory that the network's adapter was trained on; None when it has none.
+    """
+    if context.rank != 0:
+        return result
+    if adapter_of is not None:
+        fold_adapter(network, output, adapter_of)
     sample = heldout_sample(open_dataset(heldout), per_family)
-    result.heldout = score_model_on_sample(model, processor, sample, progress=context.progress)
+    result.heldout = score_model_on_sample(network, processor, sample, progress=context.progress)
     result.numbers["heldout_mean"] = mean_score(result.heldout)
-    save_model(model, processor, output)
+    save_network(network, processor, output)
     return result
 
 
 def run_supervised(
-    model: FlashModel,
-    processor: FlashProcessor,
+    network: Network,
+    processor: Processor,
     rows: Sequence[Row],
     name: str,
     config: TrainingConfig,
@@ -41,6 +60,7 @@ def run_supervised(
 ) -> StepResult:
     """Train one supervised stage in ``state_dir/<name>``; the last logged loss becomes the stage's loss."""
     stage = supervised_stage(name, config)
-    state = train(model, processor, rows, stage, config, context.state_dir / name, context.progress)
+    state_dir = context.state_dir / name
+    state = train(network, processor, rows, stage, config, state_dir, context.progress, context.metrics)
     numbers = {"loss": state.history[-1]["loss"], "tokens": state.tokens, "steps": state.step, "rows": len(rows)}
     return StepResult(numbers=numbers, history=state.history)

@@ -31,4 +31,7 @@ class PretrainConfig(Section):
             raise ValueError("a new network needs training")
         if self.training is None and self.warmup is not None:
             raise ValueError("warmup needs training after it")
+        adapted = any(t is not None and t.lora is not None for t in (self.warmup, self.training))
+        if adapted and (self.init_from is None or self.warmup is not None):
+            raise ValueError("training.lora: an adapter belongs to init_from as it is, without a warmup")
         return self

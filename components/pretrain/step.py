@@ -6,10 +6,10 @@ from components.context import StepContext, StepResult
 from components.pretrain.config import PretrainConfig
 from components.training_step import finish, run_supervised
 from model.data.shards import open_dataset
+from model.families.interface import Network, Processor
+from model.families.opening import load_network, load_processor
 from model.flash.build import build_model
-from model.flash.checkpoint import load_model, load_processor
-from model.flash.network import FlashModel, set_attention
-from model.flash.processor import FlashProcessor, load_tokenizer
+from model.flash.processor import load_tokenizer
 
 
 def run(
@@ -33,12 +33,13 @@ def run(
     result = StepResult()
     for name, training in (("warmup", config.warmup), ("pretrain", config.training)):
         if training is not None:
-            set_attention(network, training.attention)
             result = run_supervised(network, processor, dataset, name, training, context)
-    return finish(network, processor, heldout, config.heldout_rows, model, context, result)
+    adapted = config.training is not None and config.training.lora is not None
+    base = config.init_from if adapted else None
+    return finish(network, processor, heldout, config.heldout_rows, model, context, result, adapter_of=base)
 
 
-def _start(config: PretrainConfig, tokenizer: Path) -> tuple[FlashModel, FlashProcessor]:
+def _start(config: PretrainConfig, tokenizer: Path) -> tuple[Network, Processor]:
     if config.init_from is not None:
-        return load_model(config.init_from), load_processor(config.init_from)
+        return load_network(config.init_from), load_processor(config.init_from)
     return build_model(config.model, load_tokenizer(tokenizer), seed=config.training.seed)

@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-import torch
-
 from components.context import StepContext, StepResult
 from components.sft.config import SftConfig
 from components.training_step import finish, run_supervised
+from model.data.errors import InputError
 from model.data.shards import open_dataset
+from model.families.opening import load_network, load_processor
 from model.flash.build import redraw_weights
-from model.flash.checkpoint import load_model, load_processor
-from model.flash.network import set_attention
+from model.flash.network import FlashModel
 
 
 def run(config: SftConfig, *, rows: Path, heldout: Path, init: Path, model: Path, context: StepContext) -> StepResult:
@@ -28,9 +27,11 @@ def run(config: SftConfig, *, rows: Path, heldout: Path, init: Path, model: Path
         InputError: a row or ``init`` cannot be used.
     """
     dataset = list(open_dataset(rows).rows())
-    network, processor = load_model(init, dtype=torch.float32), load_processor(init)
+    network, processor = load_network(init), load_processor(init)
     if config.init == "random":
+        if not isinstance(network, FlashModel):
+            raise InputError("sft.init: random weights are drawn for InternVL only")
         redraw_weights(network, config.training.seed)
-    set_attention(network, config.training.attention)
     result = run_supervised(network, processor, dataset, "sft", config.training, context)
-    return finish(network, processor, heldout, config.heldout_rows, model, context, result)
+    base = init if config.training.lora else None
+    return finish(network, processor, heldout, config.heldout_rows, model, context, result, adapter_of=base)

@@ -27,6 +27,15 @@ _MATH_UP_TO = 512
 tokens and 4 heads, 6.2 against 10.2 for 512; 42 against 25 for 1024)."""
 
 
+def set_attention(network: nn.Module, implementation: str) -> None:
+    """Choose transformers' attention (eager, sdpa, flash_attention_2) for every model inside ``network``."""
+    from transformers import PreTrainedModel
+
+    for module in network.modules():
+        if isinstance(module, PreTrainedModel) and hasattr(module, "set_attn_implementation"):
+            module.set_attn_implementation(implementation)
+
+
 @contextmanager
 def use_varlen_attention(*modules: nn.Module) -> Iterator[None]:
     """Let the language models among ``modules`` (or inside their wrappers) attend within samples; then as before.

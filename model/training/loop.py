@@ -16,7 +16,7 @@ from model.data.errors import InputError
 from model.data.schema import Row
 from model.families.interface import Network, Processor
 from model.objectives.next_token import chunked_next_token_loss
-from model.training.attention import use_varlen_attention
+from model.training.attention import set_attention, use_varlen_attention
 from model.training.batches import Batch
 from model.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from model.training.config import TrainingConfig
@@ -137,6 +137,7 @@ def train(
     seed_step(config.seed, 0, 0)
     _choose_parameters(network, stage, config)
     network.train()
+    set_attention(network, config.attention)
     checkpoint_activations(network.parts(), config.activation_checkpointing)
     packed = use_varlen_attention(*network.parts().language) if config.packing else nullcontext()
     compiled = compiled_layers(network.parts()) if config.compile else nullcontext()

@@ -68,6 +68,8 @@ class ZeroEngine:
     """DeepSpeed's engine. In bfloat16 the weights are bfloat16 and their masters float32."""
 
     def __init__(self, network: nn.Module, loss: LossFunction, config: TrainingConfig, micro_batches: int) -> None:
+        # On a CPU it would compile a collective of its own on first use; gloo needs no compiler on the machine.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if not torch.distributed.is_initialized():
             deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
         self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
