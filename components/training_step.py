@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from components.adapter import fold_adapter
 from components.context import StepContext, StepResult
 from components.scoring_table import heldout_sample, mean_score, score_model_on_sample
 from model.data.schema import Row
@@ -42,6 +41,8 @@ def finish(
     if context.rank != 0:
         return result
     if adapter_of is not None:
+        from components.adapter import fold_adapter  # peft takes a second to import, and most runs do without
+
         fold_adapter(network, output, adapter_of)
     sample = heldout_sample(open_dataset(heldout), per_family)
     result.heldout = score_model_on_sample(network, processor, sample, progress=context.progress)
