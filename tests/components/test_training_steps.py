@@ -1,7 +1,8 @@
-"""The training steps as processes: kill -9 changes no bit, and pre-training is what fine-tuning starts from."""
+"""The training steps as processes: kill -9 and SIGTERM change no bit, and what fine-tuning starts from."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,15 +24,18 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from components.context import StepContext
+from components.failure import reported
 from components.pretrain.config import PretrainConfig
 from components.pretrain.step import run
+from components.settings import Settings
 config, data, output, state = sys.argv[1:]
 data = Path(data)
-result = run(
-    PretrainConfig.model_validate_json(config),
-    rows=data / "corpus", heldout=data / "heldout", tokenizer=data / "tokenizer", model=Path(output),
-    context=StepContext(state_dir=Path(state)),
-)
+with reported("pretrain", Settings.at(Path("out"))):
+    result = run(
+        PretrainConfig.model_validate_json(config),
+        rows=data / "corpus", heldout=data / "heldout", tokenizer=data / "tokenizer", model=Path(output),
+        context=StepContext(state_dir=Path(state)),
+    )
 print(json.dumps(result.history))
 """
 
@@ -63,16 +67,30 @@ def whole(pretrain_config, digits, tmp_path_factory) -> tuple[Path, list[dict[st
     return directory / "model", finish(start(pretrain_config, digits, directory / "model", directory / "state"))
 
 
-def test_kill_9_changes_no_bit(pretrain_config, digits, whole, tmp_path):
+def newest_checkpoint(state: Path) -> int:
+    return max((int(path.name.split("-")[1]) for path in state.glob("*/checkpoint-*")), default=0)
+
+
+def interrupt(process: subprocess.Popen[str], number: int, state: Path, after: int) -> tuple[int, str]:
+    """Send a signal when a checkpoint of step ``after`` or later is there; exit status and what was said."""
+    until = time.monotonic() + 200
+    while newest_checkpoint(state) < after:
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def test_neither_kill_9_nor_sigterm_changes_a_bit(pretrain_config, digits, whole, tmp_path):
     state, output = tmp_path / "state", tmp_path / "model"
-    for kill_after in (8, 20):
-        process = start(pretrain_config, digits, output, state)
-        until = time.monotonic() + 200
-        while not any(int(p.name.split("-")[1]) >= kill_after for p in state.glob("*/checkpoint-*")):
-            assert time.monotonic() < until and process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-        process.communicate()
+    interrupt(start(pretrain_config, digits, output, state), signal.SIGKILL, state, after=8)
+    status, errors = interrupt(start(pretrain_config, digits, output, state), signal.SIGTERM, state, after=16)
+    assert status == 143
+    (line,) = [line for line in errors.splitlines() if line.startswith("fovea:")]
+    assert f"stopped after step {newest_checkpoint(state)}" in line, "the step it stopped at is the one it kept"
+    assert "to continue: fovea run" in line and "Traceback" not in errors
+    assert not output.exists()
     history = finish(start(pretrain_config, digits, output, state))
     assert history == whole[1]
     assert payload_sha256(output) == payload_sha256(whole[0])
