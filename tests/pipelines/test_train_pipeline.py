@@ -42,6 +42,7 @@ TOY_STEP = """
     from components.context import StepResult
     from model.data.artifact import payload_sha256
     from model.data.errors import InputError
+    from model.training import stopping
 
     def run(config, *, context, **paths):
         behaviour = os.environ.get("TOY_{step}", "")
@@ -50,6 +51,14 @@ TOY_STEP = """
         if behaviour == "hang":
             (Path(os.environ["FOVEA_OUT"]) / "hanging").write_text(str(os.getpid()))
             time.sleep(600)
+        if behaviour == "train":
+            with stopping.watch():
+                (Path(os.environ["FOVEA_OUT"]) / "hanging").write_text(str(os.getpid()))
+                while not stopping.stop_requested():
+                    time.sleep(0.01)
+                time.sleep(1)  # the optimiser step that is going on, and its checkpoint
+                (context.state_dir / "checkpoint").touch()
+                raise stopping.Stopped("stopped after step 3 of 9")
         text = config.model_dump_json() + "".join(payload_sha256(p) for n, p in sorted(paths.items()) if p.exists())
         for name in {outputs}:
             paths[name].mkdir()
@@ -260,6 +269,27 @@ def test_when_the_command_ends_no_child_is_left(settings, monkeypatch, number):
     assert gone(settings), processes_of(settings)
     if number == signal.SIGINT:
         assert errors.strip() == "interrupted"
+
+
+@pytest.mark.parametrize("whom", ["command", "runner"])
+def test_a_training_step_that_is_asked_to_stop_writes_its_checkpoint_first(settings, monkeypatch, whom):
+    monkeypatch.setenv("TOY_CURATE", "train")
+    command = parent(settings)
+    step = hanging_step(settings)
+    if whom == "command":
+        command.send_signal(signal.SIGINT)
+    else:
+        os.kill(os.getpgid(step), signal.SIGTERM)
+    out, errors = command.communicate(timeout=60)
+    assert len(list(settings.state_root.glob("*/checkpoint"))) == 1
+    assert gone(settings), processes_of(settings)
+    run_dir = max((settings.out / "runs").iterdir())
+    assert json.loads((run_dir / "failure.json").read_text())["error"] == "stopped after step 3 of 9"
+    assert "fovea: curate: stopped after step 3 of 9; to continue: " in (run_dir / "log.txt").read_text()
+    if whom == "command":
+        assert errors.strip() == "interrupted"
+    else:
+        assert out.startswith("False {'step': 'curate', 'error': 'stopped after step 3 of 9'")
 
 
 def test_a_step_does_not_outlive_the_runner_and_a_second_run_is_refused_meanwhile(settings, monkeypatch):
