@@ -16,7 +16,9 @@ import numpy as np
 from model.families.interface import Size
 from model.training.mixture import pattern
 
+NAME = "text-and-tiles"
 MAX_TOKENS, MAX_TILES = 32768, 96
+LOOKAHEAD = 256
 TILE_TOKENS = 256
 TAGS = 2
 TEXT_TO_MULTIMODAL = (2, 5)

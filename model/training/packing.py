@@ -101,8 +101,8 @@ def best_subset(sizes: Sequence[Size], tokens: int, units: int) -> list[int]:
 
     Dynamic programming over the number of tokens: least[t] is the fewest units of any subset of the first k sizes with
     exactly t tokens, and so t can be had if and only if least[t] <= units. Stops at the first k that fills the tokens
-    to the last, which favours the front of ``sizes``. O(len(sizes) * tokens) additions in numpy; a pack of 32,768
-    tokens takes 1 to 2 ms.
+    to the last, which favours the front of ``sizes``. O(len(sizes) * tokens) additions in numpy: a pack of 32,768
+    tokens takes 1 to 2 ms where some 25 sizes do, and 5 ms where all of 256 are tried.
 
     Args:
         sizes: the candidates.

@@ -1,11 +1,11 @@
-"""The first-fit peer does what its description says; the mix is the one its name states."""
+"""The first-fit peer does what its description says, the mix is the one its name states, all ways train on one set."""
 
 from statistics import mean, median
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import packing_mix
+from benchmarks import packing, packing_mix
 from benchmarks.peers.first_fit import first_fit
 from model.families.interface import Size
 
@@ -52,3 +52,37 @@ def test_scaled_the_mix_takes_the_same_share_of_a_scaled_pack():
     for row, small in zip(packing_mix.rows(200, 0), packing_mix.rows(200, 0, 16), strict=True):
         assert small.tiles == row.tiles
         assert abs(small.size.tokens - row.size.tokens / 16) <= 3
+
+
+def test_our_fill_is_above_the_aim_and_first_fit_below_ours_on_the_same_rows():
+    sizes = [row.size for row in packing_mix.rows(5000, seed=7)]
+    ours = packing.measure_fill(packing.our_packs, sizes)
+    peer = packing.measure_fill(first_fit, sizes)
+    assert ours.tokens > packing.FILL_AIM
+    assert ours.tokens > peer.tokens
+    assert ours.packs_per_10000_rows < peer.packs_per_10000_rows
+
+
+def test_every_way_of_batching_has_the_same_rows_once_and_the_packers_memory_is_the_budget():
+    from benchmarks import packing_speed
+
+    mix = packing_mix.rows(700, seed=5, scale=packing_speed.SCALE)
+    ways = packing_speed.batches_of_rows(mix, packs=12)
+    budget = packing_mix.MAX_TOKENS // packing_speed.SCALE
+    for groups in ways.values():
+        assert sorted(i for group in groups for i in group) == sorted(i for group in ways["packed"] for i in group)
+    assert all(sum(mix[i].size.tokens for i in group) <= budget for group in ways["packed"])
+    for group in ways["bucketed by tokens"]:
+        assert len(group) * max(mix[i].size.tokens for i in group) <= budget
+    rows_of_a_batch = {len(group) for way in ("padded", "bucketed") for group in ways[way]}
+    assert max(rows_of_a_batch) - min(rows_of_a_batch) <= 3  # no small rest trains alone
+
+
+def test_a_round_trains_every_way_and_counts_real_tokens_only():
+    from benchmarks import packing_speed
+
+    speeds = packing_speed.measure(packs=2, rounds=1)
+    assert all(len(values) == 1 and values[0] > 0 for values in speeds.tokens_per_second.values())
+    assert speeds.padding["packed"] == 0 < speeds.padding["bucketed by tokens"] < speeds.padding["padded"]
+    assert speeds.largest["packed"] == packing_mix.MAX_TOKENS // packing_speed.SCALE
+    assert speeds.tokens <= 2 * speeds.largest["packed"]
