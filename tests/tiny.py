@@ -20,6 +20,14 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def harmony_tokenizer() -> Tokenizer:
+    """The same, with the turn tokens of GPT-OSS."""
+    tokenizer = byte_tokenizer()
+    harmony = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in harmony])
+    return tokenizer
+
+
 def tiny_config(**language):
     """Configuration of a network of about 150,000 parameters: 56-pixel tiles of 16 rows."""
     from model.flash.config import LanguageConfig, ModelConfig, VisionConfig

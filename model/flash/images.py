@@ -116,19 +116,15 @@ def row_images(row: "Row") -> list[Image.Image]:
     Raises:
         InputError: names the row whose medium cannot be read, or is not in the row.
     """
-    return [_of_row(row, number, read_image) for number in range(len(row["media"]))]
+    return [of_row(row, number, read_image) for number in range(len(row["media"]))]
 
 
-def row_image_sizes(row: "Row") -> list[tuple[int, int]]:
-    """Upright width and height of the images of a row; no pixel is decoded.
+def of_row(row: "Row", number: int, read: Callable[[bytes], T]) -> T:
+    """``read`` of the bytes of the image ``row["media"][number]``.
 
     Raises:
-        InputError: as ``row_images``, as far as the headers tell.
+        InputError: names the row whose medium is no image, is not in the row, or cannot be read.
     """
-    return [_of_row(row, number, image_size) for number in range(len(row["media"]))]
-
-
-def _of_row(row: "Row", number: int, read: Callable[[bytes], T]) -> T:
     medium = row["media"][number]
     if medium["kind"] != "image" or medium["bytes"] is None:
         raise InputError(f"row {row['id']}: media[{number}]: only images whose bytes are in the row can be read")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -14,8 +14,12 @@ from model.data.chat import Segment, Template, detect_template, end_of_turn, ren
 from model.data.errors import InputError
 from model.data.schema import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START, Row
 from model.families.interface import Sample, Size
-from model.flash.images import Tiling, count_tiles, reencode_jpeg, row_image_sizes, row_images, tile_image
+from model.flash.frames import decode_media, expand_videos, media_sizes
+from model.flash.images import Tiling, count_tiles, reencode_jpeg, tile_image
 from model.flash.original import original_tiling, rows_per_tile
+
+if TYPE_CHECKING:
+    from model.data.video import Video
 
 # The defaults of the published checkpoints, which carry no fovea.json.
 INTERNVL_SYSTEM_PROMPT = (
@@ -97,43 +101,38 @@ class FlashProcessor:
             trained += [is_trained] * len(ids)
         return input_ids, trained
 
-    def tile_images(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, list[int]]:
-        """All tiles of a sample's images [N, S, S, 3], and the tile count of each image."""
-        tiling = self.tiling.shared_by(len(images))
-        tiles = [tile_image(image, tiling) for image in images]
-        side = self.tiling.tile
-        together = np.concatenate(tiles) if tiles else np.zeros((0, side, side, 3), np.uint8)
-        return together, [len(t) for t in tiles]
-
     def conversation(
         self,
         messages: Sequence[dict[str, str]],
-        images: Sequence[Image.Image],
+        media: "Sequence[Image.Image | Video]",
         *,
         generate: bool = False,
         row_id: str = "",
     ) -> Sample:
-        """Render, tile and tokenise one conversation.
+        """Render, tile and tokenise one conversation; a video is a line and a tile for every frame.
 
         Raises:
-            InputError: the number of ``<image>`` placeholders differs from the number of images.
+            InputError: placeholders and media differ in number.
         """
-        tiles, counts = self.tile_images(images)
+        messages, pictures = expand_videos(messages, media, self.tiling)
+        tiles = [tile_image(image, tiling) for image, tiling in pictures]
+        side = self.tiling.tile
+        together = np.concatenate(tiles) if tiles else np.zeros((0, side, side, 3), np.uint8)
         segments = self.render(messages, generate=generate)
-        input_ids, trained = self.tokenize(segments, [n * self.rows_per_tile for n in counts])
-        return Sample(row_id, input_ids, trained, {"tiles": tiles}, len(tiles))
+        input_ids, trained = self.tokenize(segments, [len(cut) * self.rows_per_tile for cut in tiles])
+        return Sample(row_id, input_ids, trained, {"tiles": together}, len(together))
 
     def sample(self, row: Row, *, jpeg_quality: int | None = None) -> Sample:
-        """Decode, tile and tokenise a row, its images re-encoded as JPEG at ``jpeg_quality`` first.
+        """Decode, tile and tokenise a row, its images (not its videos) re-encoded as JPEG at ``jpeg_quality`` first.
 
         Raises:
             InputError: names the row whose medium or messages cannot be used.
         """
-        images = row_images(row)
+        media = decode_media(row)
         if jpeg_quality is not None:
-            images = [reencode_jpeg(image, jpeg_quality) for image in images]
+            media = [reencode_jpeg(m, jpeg_quality) if isinstance(m, Image.Image) else m for m in media]
         try:
-            return self.conversation(row["messages"], images, row_id=row["id"])
+            return self.conversation(row["messages"], media, row_id=row["id"])
         except InputError as error:
             raise InputError(f"row {row['id']}: {error}") from error
 
@@ -143,9 +142,9 @@ class FlashProcessor:
         Raises:
             InputError: names the row whose medium or messages cannot be used.
         """
-        images = row_images(row)
+        media = decode_media(row)
         try:
-            return self.conversation(row["messages"][:-1], images, generate=True, row_id=row["id"])
+            return self.conversation(row["messages"][:-1], media, generate=True, row_id=row["id"])
         except InputError as error:
             raise InputError(f"row {row['id']}: {error}") from error
 
@@ -162,16 +161,16 @@ class FlashProcessor:
         return Sample("", input_ids, trained, {}, 0)
 
     def measure(self, row: Row) -> Size:
-        """Tokens and tiles of ``sample(row)``; no pixel is decoded.
+        """Tokens and tiles of ``sample(row)``; no image is decoded, and one frame of a video.
 
         Raises:
             InputError: names the row whose medium or messages cannot be used.
         """
-        tiling = self.tiling.shared_by(len(row["media"]))
-        counts = [count_tiles(width, height, tiling) for width, height in row_image_sizes(row)]
-        segments = self.render(row["messages"])
+        sizes = media_sizes(row)
         try:
-            input_ids, _ = self.tokenize(segments, [n * self.rows_per_tile for n in counts])
+            messages, pictures = expand_videos(row["messages"], sizes, self.tiling)
+            counts = [count_tiles(*size, tiling) for size, tiling in pictures]
+            input_ids, _ = self.tokenize(self.render(messages), [n * self.rows_per_tile for n in counts])
         except InputError as error:
             raise InputError(f"row {row['id']}: {error}") from error
         return Size(len(input_ids), sum(counts))
