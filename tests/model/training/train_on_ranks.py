@@ -3,17 +3,22 @@
 import json
 import sys
 from contextlib import suppress
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from model.families.opening import load_network, load_processor
 from model.flash.build import build_model
 from model.training.config import TrainingConfig
 from model.training.engine import world
 from model.training.loop import supervised_stage, train
 from tests.tiny import byte_tokenizer, picture, question_row, tiny_config
+from tests.tiny_qwen import GENERATIONS, mixed_row, save_stock
 
 BASE = {
     "learning_rate": 1e-3,
@@ -37,7 +42,10 @@ CASES = {
     "zero3 packs": {"zero": {"stage": 3}, **PACKS},
     "zero2 half": {"zero": {"stage": 2}, "precision": "bfloat16"},
     "zero3 lora": {"zero": {"stage": 3}, "lora": {"rank": 2, "targets": ["language", "vision"]}},
+    "qwen2_5_vl zero3": {"zero": {"stage": 3}},
+    "qwen3_vl_moe zero3 packs": {"zero": {"stage": 3}, **PACKS, "packing": {"max_tokens": 300, "max_units": 60}},
 }
+"""Settings by name; a name that begins with a Qwen-VL trains that, on text, images and videos."""
 
 
 def rows():
@@ -51,16 +59,39 @@ def rows():
     ]
 
 
+def qwen_rows():
+    """Text-only rows, and rows with a video, an image, and a video between images."""
+    rng = np.random.default_rng(5)
+    kinds = ["", "v", "", "i", "", "ivi"]
+    return [mixed_row(f"r{i}", rng, kinds[i % 6], "!ab" * (1 + 2 * (i % 4))) for i in range(9)]
+
+
+@cache
+def qwen(generation: str):
+    """(network, processor). First called before the ranks are joined: then transformers writes files on rank 0 only."""
+    with TemporaryDirectory() as directory:
+        save_stock(generation, Path(directory))
+        return load_network(Path(directory)), load_processor(Path(directory))
+
+
+def begin(name: str):
+    """(network, processor, rows) of a case."""
+    if (generation := name.split()[0]) in GENERATIONS:
+        network, processor = qwen(generation)
+        return deepcopy(network), processor, qwen_rows()
+    return *build_model(tiny_config(), byte_tokenizer(), seed=0), rows()
+
+
 def run(name: str, changes: dict, state_dir: Path, stop_at: int | None = None, **more):
     """(network, state) of one case."""
     config = TrainingConfig.model_validate_json(json.dumps(BASE | changes | more | {"processes": world()[1]}))
-    network, processor = build_model(tiny_config(), byte_tokenizer(), seed=0)
+    network, processor, given = begin(name)
 
     def progress(_label, done, _total):
         if done == stop_at:
             raise KeyboardInterrupt
 
-    return network, train(network, processor, rows(), supervised_stage(name, config), config, state_dir, progress)
+    return network, train(network, processor, given, supervised_stage(name, config), config, state_dir, progress)
 
 
 def stopped_and_resumed(name: str, changes: dict, state_dir: Path):
@@ -79,6 +110,8 @@ def begun(name: str, changes: dict, state_dir: Path) -> None:
 def main(out: Path) -> None:
     """Run every case; rank 0 writes histories and weights."""
     histories = {}
+    for name in CASES:
+        begin(name)
     for name, changes in CASES.items():
         network, state = run(name, changes, out / "whole" / name)
         again, resumed = stopped_and_resumed(name, changes, out / "stopped" / name)
