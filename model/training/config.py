@@ -51,6 +51,10 @@ class TrainingConfig(Section):
 
     learning_rate: float = Field(gt=0)
     """Peak, after the warm-up."""
+    vision_learning_rate: float | None = Field(None, gt=0)
+    """Peak of the vision tower; that of the rest when None."""
+    projector_learning_rate: float | None = Field(None, gt=0)
+    """Peak of the projector; that of the rest when None."""
     steps: int = Field(gt=0)
     """Optimiser steps."""
     batch_size: int = Field(gt=0)

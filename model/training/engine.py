@@ -15,11 +15,12 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from model.data.errors import InputError
+from model.families.interface import Network
 from model.training.batches import Batch
 from model.training.config import TrainingConfig
 
 # (network, batch, denominator) to the micro-batch's share of the step's loss.
-LossFunction = Callable[[nn.Module, Batch, float], Tensor]
+LossFunction = Callable[[Network, Batch, float], Tensor]
 
 
 class Slot(NamedTuple):
@@ -63,7 +64,7 @@ class Engine(Protocol):
 class LossModule(nn.Module):
     """The network and its loss as one module, whose forward pass is what an engine wraps."""
 
-    def __init__(self, network: nn.Module, loss: LossFunction) -> None:
+    def __init__(self, network: Network, loss: LossFunction) -> None:
         super().__init__()
         self.network, self.loss = network, loss
 
@@ -72,14 +73,26 @@ class LossModule(nn.Module):
         return self.loss(self.network, batch, denominator)
 
 
-def make_optimizer(parameters: Sequence[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; vectors (norms, biases, layer scales) do not decay."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+def make_optimizer(network: Network, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW over what requires a gradient; vectors (norms, biases, layer scales) do not decay.
+
+    Every group has a ``scale``: its learning rate over that of the stage.
+    """
+    peaks = {"vision": config.vision_learning_rate, "projector": config.projector_learning_rate, "language": None}
+    parts = network.parts()
+    scales = {id(p): (peak or config.learning_rate) for part, peak in peaks.items() for p in parts.parameters(part)}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((scales[id(parameter)] / config.learning_rate, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": found, "weight_decay": decay, "scale": scale} for (scale, decay), found in groups.items()],
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
+    )
 
 
 def world() -> tuple[int, int]:
@@ -87,7 +100,7 @@ def world() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def make_engine(network: nn.Module, loss: LossFunction, config: TrainingConfig, micro_batches: int) -> Engine:
+def make_engine(network: Network, loss: LossFunction, config: TrainingConfig, micro_batches: int) -> Engine:
     """The engine that the configuration asks for; trains the parameters that require a gradient.
 
     Args:
@@ -112,7 +125,7 @@ def make_engine(network: nn.Module, loss: LossFunction, config: TrainingConfig, 
 class PlainEngine:
     """One process, or PyTorch's data parallelism with a copy of everything in each."""
 
-    def __init__(self, network: nn.Module, loss: LossFunction, config: TrainingConfig) -> None:
+    def __init__(self, network: Network, loss: LossFunction, config: TrainingConfig) -> None:
         precision = "bf16" if config.precision == "bfloat16" else "no"
         # accelerate keeps the first precision of a process for good; stages of one process may differ in it.
         AcceleratorState._reset_state()
@@ -124,7 +137,7 @@ class PlainEngine:
         # Moved to its device first: what the optimiser resumes with has to lie where the parameters lie.
         self._module = self._accelerator.prepare(LossModule(network, loss))
         self._trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        self._optimizer = make_optimizer(list(self._trained.values()), config)
+        self._optimizer = make_optimizer(network, config)
 
     def backward(self, batch: Batch, denominator: float, *, last: bool) -> float:
         """Loss of one micro-batch, its gradient added."""
@@ -140,7 +153,7 @@ class PlainEngine:
     def step(self, learning_rate: float) -> float:
         """Clip, update, forget the gradients; returns the norm before clipping."""
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         norm = float(self._accelerator.clip_grad_norm_(self._trained.values(), self._clip))
         # A step that cannot be right is not taken: the loop stops with the rows' names, and the checkpoint stays good.
         if norm == norm and norm != float("inf"):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.families.interface import Network
 from model.training.batches import Batch
 from model.training.config import TrainingConfig
 from model.training.engine import LossFunction, LossModule, Slot, make_optimizer, reduce_values
@@ -67,7 +68,7 @@ def deepspeed_config(
 class ZeroEngine:
     """DeepSpeed's engine. In bfloat16 the weights are bfloat16 and their masters float32."""
 
-    def __init__(self, network: nn.Module, loss: LossFunction, config: TrainingConfig, micro_batches: int) -> None:
+    def __init__(self, network: Network, loss: LossFunction, config: TrainingConfig, micro_batches: int) -> None:
         # On a CPU it would compile a collective of its own on first use; gloo needs no compiler on the machine.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if not torch.distributed.is_initialized():
@@ -76,11 +77,13 @@ class ZeroEngine:
         self._network = network
         self._trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._stage = config.zero.stage
-        # DeepSpeed rounds the masters with the weights; these are put back after it has made them.
-        masters = {} if config.precision == "float32" else {n: p.detach().clone() for n, p in self._trained.items()}
+        # DeepSpeed rounds all weights, and the masters with them: what it rounded is put back, the masters at once and
+        # what does not train at the end.
+        exact = {} if config.precision == "float32" else {n: p.detach().clone() for n, p in network.named_parameters()}
+        self._frozen = {name: exact.pop(name) for name in list(exact) if name not in self._trained}
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=LossModule(network, loss),
-            optimizer=make_optimizer(list(self._trained.values()), config),
+            optimizer=make_optimizer(network, config),
             config=deepspeed_config(
                 config,
                 micro_batches,
@@ -91,7 +94,7 @@ class ZeroEngine:
         )
         self.device = torch.device(self._engine.device)
         self._make_moments()
-        for name, master in masters.items():
+        for name, master in exact.items():
             self._set(self._trained[name], None, master)
 
     def backward(self, batch: Batch, denominator: float, *, last: bool) -> float:
@@ -106,7 +109,7 @@ class ZeroEngine:
     def step(self, learning_rate: float) -> float:
         """Clip, update, forget the gradients; returns the norm before clipping."""
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
@@ -138,8 +141,9 @@ class ZeroEngine:
     def finish(self) -> None:
         """Gather the weights in float32 and put plain parameters into the network's modules."""
         whole: dict[int, nn.Parameter] = {}
-        for parameter in self._network.parameters():
-            whole[id(parameter)] = nn.Parameter(self._whole(parameter), parameter.requires_grad)
+        for name, parameter in self._network.named_parameters():
+            value = self._frozen[name] if name in self._frozen else self._whole(parameter)
+            whole[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
         self._engine.destroy()
         for module in self._network.modules():
             plain = {name: None if p is None else whole[id(p)] for name, p in module._parameters.items()}

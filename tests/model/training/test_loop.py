@@ -146,6 +146,17 @@ def test_projector_warm_up_moves_the_projector_alone(tokenizer, rows, tmp_path):
     assert all(name.startswith("multi_modal_projector.") for name in moved)
 
 
+def test_parts_may_have_rates_of_their_own(tokenizer, rows, tmp_path):
+    """AdamW's first update is its rate, whatever the gradient; half of it for half the rate."""
+    before, _ = build_model(tiny_config(), tokenizer, seed=0)
+    config = settings(steps=1, weight_decay=0.0, vision_learning_rate=5e-4, projector_learning_rate=2e-3)
+    after, _ = run(tokenizer, rows, config, tmp_path)
+    for part, rate in (("vision_tower", 5e-4), ("multi_modal_projector", 2e-3), ("language_model", 1e-3)):
+        name = next(n for n, p in after.named_parameters() if n.startswith(part) and n.endswith("weight"))
+        moved = (after.get_parameter(name) - before.get_parameter(name)).abs().max().item()
+        assert moved == pytest.approx(rate, rel=0.02), name
+
+
 def test_only_the_answer_and_its_terminator_train(tiny_model, rows):
     _, processor = tiny_model
     sample = sample_of_row(processor, rows[4])
