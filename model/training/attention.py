@@ -33,7 +33,9 @@ def set_attention(network: nn.Module, implementation: str) -> None:
 
     for module in network.modules():
         if isinstance(module, PreTrainedModel) and hasattr(module, "set_attn_implementation"):
-            module.set_attn_implementation(implementation)
+            # GPT-OSS has learned sinks in its softmax, which PyTorch's kernel has no place for.
+            eager = implementation == "sdpa" and not module._supports_sdpa
+            module.set_attn_implementation("eager" if eager else implementation)
 
 
 @contextmanager
