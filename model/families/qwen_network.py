@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from model.data.video import Video
 from model.families.interface import HiddenStates, Inputs, Parts
@@ -22,6 +23,7 @@ from model.families.qwen_images import Grid
 from model.families.qwen_processor import QwenProcessor
 from model.flash.images import read_image
 from model.flash.network import pack_borders
+from model.objectives.load_balancing import load_balancing
 
 PATCHES_AT_ONCE = 65_536
 """Patches that ``media_rows`` sends through the tower together: 16,384 visual rows, the most of one image."""
@@ -170,8 +172,20 @@ class QwenNetwork(nn.Module):
             position_ids=inputs.positions,
             use_cache=False,
             **pack_borders(inputs),
+            **({"output_router_logits": True} if self._balances else {}),
         )
-        return HiddenStates(output.last_hidden_state.flatten(0, 1)[inputs.keep], None)
+        return HiddenStates(output.last_hidden_state.flatten(0, 1)[inputs.keep], self._auxiliary(output, inputs.mask))
+
+    @property
+    def _balances(self) -> bool:
+        """A mixture of experts that trains with its auxiliary loss."""
+        return self.training and getattr(self.config.text_config, "router_aux_loss_coef", 0.0) > 0
+
+    def _auxiliary(self, output: ModelOutput, mask_BT: Tensor | None) -> Tensor | None:
+        if not self._balances:
+            return None
+        text = self.config.text_config
+        return text.router_aux_loss_coef * load_balancing(output.router_logits, text.num_experts_per_tok, mask_BT)
 
     def media_rows(self, media: dict[str, Tensor]) -> Tensor | None:
         """Visual rows [R, (1 + L) * D] of the media of ``Sample.media``, in parts of bounded size; None of none."""

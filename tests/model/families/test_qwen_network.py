@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func
 
+from model.families.opening import load_network
 from model.training.attention import use_varlen_attention
 from model.training.batches import pack, pad
 from tests.tiny_qwen import clip, pixels
@@ -246,3 +248,36 @@ def test_media_rows_go_through_the_tower_in_bounded_parts(qwen, monkeypatch):
     assert sum(calls) == len(inputs.media["patches"])
     largest = int(inputs.media["grids"].prod(-1).max())
     assert max(calls) <= max(60, largest)
+
+
+@pytest.mark.parametrize("qwen", ["qwen3_vl_moe"], indirect=True)
+def test_experts_are_balanced_while_they_train(qwen):
+    given = samples(qwen)[:2]
+    batch = pad(given, "token", 0)
+    assert qwen.network.hidden(batch.inputs).auxiliary is None
+    text = qwen.network.config.text_config
+    with torch.no_grad():
+        rows = qwen.network.media_rows(batch.inputs.media)
+        embedded = qwen.network.language_inputs(batch.inputs.ids, rows)
+        given_to_both = {"attention_mask": batch.inputs.mask, "position_ids": batch.inputs.positions}
+        stock = qwen.stock.model.language_model(**embedded, **given_to_both, output_router_logits=True)
+    oracle = load_balancing_loss_func(stock.router_logits, text.num_experts, 2, batch.inputs.mask)
+    qwen.network.train()
+    try:
+        padded = qwen.network.hidden(batch.inputs).auxiliary
+        with use_varlen_attention(*qwen.network.parts().language):
+            packed = qwen.network.hidden(pack(given, "token").inputs).auxiliary
+    finally:
+        qwen.network.eval()
+    torch.testing.assert_close(padded, text.router_aux_loss_coef * oracle)
+    torch.testing.assert_close(packed, padded)
+    qwen.network.zero_grad()
+    padded.backward()
+    gate = qwen.network.get_parameter("model.language_model.layers.0.mlp.gate.weight")
+    assert gate.grad.any()
+
+
+@pytest.mark.parametrize("qwen", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], indirect=True)
+def test_dense_networks_have_no_auxiliary_loss(qwen):
+    network = load_network(qwen.directory).train()
+    assert network.hidden(pad(samples(qwen)[:1], "token", 0).inputs).auxiliary is None
