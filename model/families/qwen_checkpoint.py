@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.modeling_utils import local_torch_dtype
 
 from model.data.artifact import write_atomic
 from model.data.errors import InputError
@@ -59,7 +60,8 @@ def load_qwen(
     processor = load_qwen_processor(directory)
     tensors = _read_tensors(directory)
     version = _weights_version(config, tensors)
-    with no_init_weights():
+    # Built in its dtype rather than cast to it: transformers keeps the frequencies of rotary embeddings in float32.
+    with no_init_weights(), local_torch_dtype(dtype or torch.float32), torch.device(device):
         network = QwenNetwork(classes[config.model_type](config), processor, version)
     _fit(network, tensors, directory)
     try:
@@ -68,7 +70,7 @@ def load_qwen(
         raise InputError(
             f"{directory}: weights do not fit the configuration: {str(error).splitlines()[-1].strip()}"
         ) from error
-    return network.to(device=device, dtype=dtype or torch.float32).eval()
+    return network.eval()
 
 
 def _load_config(directory: Path, classes: Mapping[str, type], attention: str) -> PreTrainedConfig:
