@@ -135,24 +135,26 @@ def _state(dashboard: Dashboard) -> str:
 def _busy(dashboard: Dashboard, update: Update, unicode: bool) -> list[str]:
     """The step that runs, or ran last."""
     now, running = time.time(), dashboard.state == "running"
-    share = update.done / update.total if update.total else 0.0
-    count = f" {update.done}/{update.total} ({share:.0%})" if update.total else ""
-    how = f"{in_words(now - update.started)} so far" if running else "not finished"
-    lines = [f"  {update.step:<10} {update.label}{count}, {how}"]
     training = dashboard.training.get(update.step)
+    trains = training is not None and training.stage == update.label
+    said = [f"{in_words(now - update.started)} so far" if running else "not finished"]
+    if trains and running and training.seconds_left is not None:
+        said.append(f"{in_words(training.seconds_left)} left")
+    count = f"{update.done} of {update.total} ({update.done / update.total:.0%})" if update.total else ""
+    what = [update.label if update.label != update.step else "", f"step {count}" if trains else count]
+    lines = [f"  {update.step:<10} {', '.join([' '.join(filter(None, what)), *said])}"]
     if training is not None:
-        lines += [f"    {line}" for line in _details(training, update, running, unicode)]
+        if not trains:
+            lines.append(f"    {training.stage} ended at step {training.step} of {training.steps}")
+        lines += [f"    {line}" for line in _details(training, unicode)]
     silent = now - max(update.updated, training.updated if training else 0.0)
     if running and silent > _SILENT_SECONDS:
         lines.append(f"    no news for {in_words(silent)}")
     return lines
 
 
-def _details(training: Training, update: Update, running: bool, unicode: bool) -> list[str]:
-    """The numbers of a stage that trains, or was interrupted in it."""
-    left = ""
-    if running and training.stage == update.label and training.seconds_left is not None:
-        left = f", {in_words(training.seconds_left)} left"
+def _details(training: Training, unicode: bool) -> list[str]:
+    """The numbers of a stage that trains, or was interrupted."""
     memory = "-" if training.memory_bytes is None else f"{training.memory_bytes / _GIB:.2f} GiB"
     cells = [
         ("loss", _shown(training.loss, ".4f"), "", _curve(training, unicode)),
@@ -161,19 +163,20 @@ def _details(training: Training, update: Update, running: bool, unicode: bool) -
         ("data wait", _shown(training.data_wait_share, ".1%"), "padding", _shown(training.padding_share, ".1%")),
         ("peak memory", memory, "", ""),
     ]
-    lines = [f"{a:<14}{b:<12}{c + ' ' * (14 - len(c)) if c else ''}{d}".rstrip() for a, b, c, d in cells]
-    return [f"{training.stage}: step {training.step} of {training.steps}{left}", *lines]
+    return [f"{a:<14}{b:<12}{c + ' ' * (14 - len(c)) if c else ''}{d}".rstrip() for a, b, c, d in cells]
 
 
 def _summary(training: Training, unicode: bool) -> str:
     """A finished stage in one line."""
     speed = f"{_shown(training.tokens_per_second, ',.0f')} tokens/s"
     mfu = f", MFU {training.mfu:.1%}" if training.mfu is not None else ""
-    return f"loss {_shown(training.loss, '.4f')} {_curve(training, unicode)} {speed}{mfu}"
+    return f"loss {_shown(training.loss, '.4f')} {_curve(training, unicode)}; {speed}{mfu}"
 
 
 def _curve(training: Training, unicode: bool) -> str:
-    return sparkline(training.losses, _SPARKS if unicode else _ASCII_SPARKS)
+    """The last losses; the first of them as a number, because a curve has no scale."""
+    curve = sparkline(training.losses, _SPARKS if unicode else _ASCII_SPARKS)
+    return f"{curve} from {_shown(training.losses[0], '.4f')} in {len(training.losses)} steps"
 
 
 def _shown(value: float | None, shape: str) -> str:

@@ -39,6 +39,8 @@ def status(machine: JsonOption = False) -> None:
     """Say what is in ``out``: the run that goes on, or the last one, and how its training goes; the registry's aliases;
     what is being served.
 
+    Opening the registry takes seconds of a processor: while a run goes on, only `--json` does.
+
     Examples: `fovea status`, `watch fovea status`
     """
     from cli.dashboard import newest_run, read_dashboard
@@ -47,7 +49,9 @@ def status(machine: JsonOption = False) -> None:
     settings = Settings.from_environment()
     run_dir = newest_run(settings.out)
     run = read_dashboard(run_dir, settings.out / "run.lock") if run_dir else None
-    registry, serving = _registry(), _serving(settings.out / "serve")
+    busy = run is not None and run.state == "running"
+    registry = [] if busy and not machine else _registry()
+    serving = _serving(settings.out / "serve")
     if machine:
         last = run.record() if run else None
         print(json.dumps({"out": str(settings.out), "last_run": last, "registry": registry, "serving": serving}))

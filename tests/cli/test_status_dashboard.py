@@ -98,16 +98,26 @@ def test_a_run_that_trains_is_told_step_by_step_and_number_by_number(going_on):
     assert head.endswith(f", process {os.getpid()}")
     assert collect == "  collect    from the store  key collect01234"
     assert pretrain.startswith("  pretrain   1 min 05 s")
-    assert sft[0].startswith("  sft        sft 40/100 (40%), ")
-    assert sft[0].endswith(" so far")
+    assert sft[0].startswith("  sft        step 40 of 100 (40%), ")
+    assert sft[0].endswith(" so far, 15 s left")
+    curve = sparkline([5 - 0.03 * step for step in range(1, 41)])
     assert sft[1:] == [
-        "    sft: step 40 of 100, 15 s left",
-        f"    loss          3.8000      {sparkline([5 - 0.03 * step for step in range(1, 41)])}",
+        f"    loss          3.8000      {curve} from 4.9700 in 40 steps",
         "    learning rate 1.00e-03    gradient norm 0.5",
         "    tokens/s      2,000       MFU           40.0%",
         "    data wait     20.0%       padding       30.0%",
         "    peak memory   3.00 GiB",
     ]
+
+
+def test_a_step_that_trained_and_now_scores_says_both(going_on):
+    going_on.finish("collect", "curate")
+    going_on.train("pretrain", 7, stage="warmup")
+    going_on.progress("pretrain", "warmup", 7, 100)
+    assert "  pretrain   warmup step 7 of 100 (7%), " in going_on.text()[3]
+    going_on.progress("pretrain", "answering", 3, 40)
+    assert "  pretrain   answering 3 of 40 (8%), " in going_on.text()[3]
+    assert going_on.text()[4] == "    warmup ended at step 7 of 100"
 
 
 def test_steps_to_come_are_named_while_it_runs_and_only_then(run):
@@ -133,7 +143,7 @@ def test_a_finished_run_keeps_one_line_of_its_training(run):
     lines = run.text()
     assert lines[0].startswith("run 20261120-101112-abcd: finished in ")
     assert lines[-1].startswith("    loss 2.0000 ")
-    assert lines[-1].endswith(" 2,000 tokens/s, MFU 40.0%")
+    assert lines[-1].endswith(" from 3.7700 in 60 steps; 2,000 tokens/s, MFU 40.0%")
     assert "left" not in "\n".join(lines)
 
 
@@ -254,7 +264,7 @@ def test_the_command_prints_it_plainly_and_as_json(going_on, monkeypatch):
     going_on.progress("sft", "sft", 4, 100)
     printed = CliRunner().invoke(app, ["status"]).output
     assert "\x1b" not in printed
-    assert "sft: step 4 of 100" in printed
+    assert "step 4 of 100" in printed
     last = json.loads(CliRunner().invoke(app, ["status", "--json"]).output)["last_run"]
     assert (last["state"], last["pid"], last["planned"]) == ("running", os.getpid(), list(PLANNED))
     assert last["steps"][0]["step"] == "collect"
