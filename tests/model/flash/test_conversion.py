@@ -241,6 +241,32 @@ def test_bfloat16_weights_keep_their_type_and_load_in_the_one_asked_for(tiny_dir
     assert {p.dtype for p in load_network(tmp_path / "original").parameters()} == {torch.float32}
 
 
+def test_a_published_tower_is_taken_as_the_vision_half(original, tokenizer, tmp_path):
+    from model.flash.build import build_model
+    from tests.tiny import tiny_config
+
+    prefix = "vision_model."
+    tower = {name.removeprefix(prefix): t for name, t in stored(original).items() if name.startswith(prefix)}
+    save_file(tower, tmp_path / SINGLE, metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "intern_vit_6b"}))
+    config = tiny_config().model_copy(update={"vision_checkpoint": tmp_path})
+    built = build_model(config, tokenizer, seed=9)[0].vision_tower.state_dict()
+    expected = load_network(original).vision_tower.state_dict()
+    assert same_bits(built, expected)
+    save_file(dict(list(tower.items())[1:]), tmp_path / SINGLE, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="does not have the shape that the profile states: Missing key"):
+        build_model(config, tokenizer, seed=9)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tokenizer):
+    from model.flash.build import transformers_config
+    from tests.tiny import tiny_config
+
+    assert transformers_config(tiny_config(vocab_size=512), tokenizer).text_config.vocab_size == 512
+    with pytest.raises(InputError, match=r"model\.language\.vocab_size: 100, but the tokenizer has 263 ids"):
+        transformers_config(tiny_config(vocab_size=100), tokenizer)
+
+
 # --- config.json
 
 # A published original configuration's form: the language model's keys as transformers 4 wrote them.
