@@ -1,5 +1,6 @@
 """One small adapter per base family, behind one interface.
 
-``interface.py`` says what a family gives; ``opening.py`` finds the family of a model directory. Imports model.data and
-model.flash.
+``interface.py`` says what a family gives; ``opening.py`` finds the family of a model directory; ``generation.py``
+answers with any of them. ``qwen_*.py`` is what the Qwen-VLs share. Imports model.data, model.flash and
+model.objectives.
 """

@@ -88,10 +88,12 @@ class QwenNetwork(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights lie."""
         return self.lm_head.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of the weights."""
         return self.lm_head.weight.dtype
 
     @property
@@ -124,8 +126,7 @@ class QwenNetwork(nn.Module):
     def visual_rows(self, patches_PC: Tensor, grids_I3: Tensor) -> Tensor:
         """Patches [P, channels * time * height * width] of all images and videos, in one pass, to rows
         [R, (1 + L) * D]: the features, then those of each deep-stack level."""
-        patches_PC = patches_PC.to(self.device, self.vision_tower.dtype)
-        output = self.vision_tower(patches_PC, grid_thw=grids_I3.to(self.device))
+        output = self.vision_tower(patches_PC.to(self.vision_tower.dtype), grid_thw=grids_I3)
         levels = getattr(output, "deepstack_features", None) or []
         return torch.cat([output.pooler_output, *levels], dim=-1)
 
@@ -189,14 +190,14 @@ class QwenNetwork(nn.Module):
 
     def media_rows(self, media: dict[str, Tensor]) -> Tensor | None:
         """Visual rows [R, (1 + L) * D] of the media of ``Sample.media``, in parts of bounded size; None of none."""
-        grids_I3, patches_PC = media["grids"], media["patches"]
+        grids_I3, patches_PC = media["grids"].to(self.device), media["patches"]
         rows, taken, patches = [], 0, 0
         sizes = grids_I3.prod(-1).tolist()
         for number, size in enumerate(sizes, start=1):
             patches += size
             if number == len(sizes) or patches + sizes[number] > PATCHES_AT_ONCE:
                 part, patches_PC = patches_PC[:patches], patches_PC[patches:]
-                rows.append(self.visual_rows(part, grids_I3[taken:number]))
+                rows.append(self.visual_rows(part.to(self.device), grids_I3[taken:number]))
                 taken, patches = number, 0
         return torch.cat(rows) if rows else None
 
