@@ -1,0 +1,89 @@
+"""Both sides of the benchmark train on the same tokens, from the same loss; its readings."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import train_step
+from benchmarks.train_step import Measurement, Prepared, Shape, measure, padded, prepare, train_ours, training
+from components.collect.digits import FAMILIES
+from model.data.errors import InputError
+from model.data.shards import open_dataset
+
+ROWS = 2 * len(FAMILIES)
+SMALL = Shape("micro", {}, ROWS)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The network of the profile ``micro``, and the rows of exactly one step."""
+    torch.set_num_threads(1)
+    return prepare(SMALL, 1, tmp_path_factory.mktemp("train_step"))
+
+
+def test_the_peer_trains_on_our_tokens_and_starts_from_our_loss(prepared):
+    from benchmarks.peers import hf_trainer
+
+    rows = list(open_dataset(prepared.rows).rows())
+    assert len(rows) == ROWS
+    common = {"precision": "float32", "attention": "sdpa", "threads": 1}
+    config = training(SMALL, prepared, 1, **common, **padded(SMALL))
+    (ours,) = train_ours(prepared.model, rows, config)
+    (peer,) = hf_trainer.train(prepared.model, rows, config)
+    assert (ours["tokens"], ours["targets"]) == (peer["tokens"], peer["targets"])
+    assert ours["loss"] == pytest.approx(peer["loss"], rel=1e-4)
+
+
+def test_a_process_reports_its_steps_and_its_peak(monkeypatch, prepared):
+    steps = [{"tokens": 10, "targets": 2, "seconds": s, "mfu": m} for s, m in ((9, 0.9), (9, 0.9), (9, 0.9))]
+    steps += [
+        {"tokens": 10, "targets": 2, "seconds": 2, "mfu": 0.25},
+        {"tokens": 30, "targets": 6, "seconds": 2, "mfu": 0.35},
+    ]
+    steps += [{"tokens": 10, "targets": 2, "seconds": 99, "mfu": 0.0}]
+    done = subprocess.CompletedProcess([], 0, "noise\n" + json.dumps({"steps": steps, "peak_bytes": 3 << 20}), "")
+    monkeypatch.setattr(train_step.subprocess, "run", lambda *_, **__: done)
+    found = measure("ours", prepared, training(SMALL, prepared, 6))
+    assert found == Measurement(10.0, 3.0, pytest.approx(0.3), 80, 16), "warm-up and the last step do not count"
+
+
+def test_the_peer_gets_as_many_rows_as_a_pack_holds(monkeypatch, prepared):
+    jobs = []
+
+    def run(command, **_):
+        jobs.append(json.loads(command[-1]))
+        return subprocess.CompletedProcess(command, 1, "", "Traceback\nout of memory")
+
+    monkeypatch.setattr(train_step.subprocess, "run", run)
+    with pytest.raises(InputError, match="process of peer failed: out of memory"):
+        measure("peer", prepared, training(SMALL, prepared, 6))
+    config = json.loads(jobs[0]["config"])
+    assert (config["packing"], config["batch_size"]) == (None, ROWS)
+
+
+def test_the_peak_of_a_child_is_its_own_not_that_of_its_parent():
+    ballast = bytearray(400 << 20)
+    script = "from benchmarks.train_step import resident_peak; print(resident_peak())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 5 << 20 < int(done.stdout) < len(ballast)
+
+
+def test_options_are_compared_with_the_run_they_change(monkeypatch, prepared):
+    asked = []
+
+    def fake(_side, source, config):
+        asked.append((source, config))
+        return Measurement(100.0 + len(asked), 50.0 * len(asked), None, 0, 0)
+
+    monkeypatch.setattr(train_step, "measure", fake)
+    wide = Prepared(prepared.model, prepared.rows, prepared.tokens, prepared.units)
+    table = train_step.option_table(SMALL, prepared, wide, 6, compiled=True)
+    assert [row["option"] for row in table][:2] == ["packs", "padded rows"]
+    assert table[0]["speed_ratio"] == round(101 / 102, 4)
+    assert {config.activation_checkpointing for _, config in asked} == {"none", "language", "vision", "all"}
+    assert [config.compile for _, config in asked].count(True) == 1
+    chunked = next(row for row in table if "in chunks" in row["option"])
+    assert chunked["against"] == "larger vocabulary, loss at once"
