@@ -122,6 +122,8 @@ def _fit(network: QwenNetwork, tensors: dict[str, Tensor], directory: Path) -> N
     """Tie the head, turn the experts, and compare the names."""
     expected = network.state_dict()
     if network.config.tie_word_embeddings and _EMBEDDING in tensors:
+        if _TIED in tensors and not torch.equal(tensors[_TIED], tensors[_EMBEDDING]):
+            raise InputError(f"{directory}: config.json ties the head to the embeddings, but another head is stored")
         tensors[_TIED] = tensors[_EMBEDDING]
     if odd := sorted(set(expected) ^ set(tensors)):
         raise InputError(f"{directory}: weights do not fit the configuration: {len(odd)} names differ, first {odd[0]}")

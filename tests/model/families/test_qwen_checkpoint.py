@@ -135,6 +135,9 @@ def test_a_tied_head_is_stored_once_and_counted_once(generation, tmp_path):
     sample = samples(tied)[0]
     ours = tied.network.head(states(tied.network, alone(sample)))
     torch.testing.assert_close(ours, stock_logits(tied.stock, sample), rtol=0, atol=1e-5)
+    edit(tmp_path / "saved", lambda tensors: tensors | {"lm_head.weight": torch.zeros(268, 64)})
+    with pytest.raises(InputError, match="ties the head to the embeddings, but another head is stored"):
+        load_network(tmp_path / "saved")
 
 
 def test_half_precision_is_that_of_transformers_with_exact_rotary_frequencies(qwen):
