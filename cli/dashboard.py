@@ -140,7 +140,8 @@ def _busy(dashboard: Dashboard, update: Update, unicode: bool) -> list[str]:
     said = [f"{in_words(now - update.started)} so far" if running else "not finished"]
     if trains and running and training.seconds_left is not None:
         said.append(f"{in_words(training.seconds_left)} left")
-    count = f"{update.done} of {update.total} ({update.done / update.total:.0%})" if update.total else ""
+    done = max(update.done, training.step) if trains else update.done  # the last step of a stopped stage is in one only
+    count = f"{done} of {update.total} ({done / update.total:.0%})" if update.total else ""
     what = [update.label if update.label != update.step else "", f"step {count}" if trains else count]
     lines = [f"  {update.step:<10} {', '.join([' '.join(filter(None, what)), *said])}"]
     if training is not None:

@@ -218,12 +218,14 @@ class _Run:
             state.history.append(
                 {"step": state.step, "loss": loss, "learning_rate": rate, "grad_norm": norm, "tokens": state.tokens}
             )
+        self.metrics.step_done(step=state.step, loss=loss, grad_norm=norm, learning_rate=rate, **counts)
         # The last step is kept too: a run killed while it scores or writes its model does not train again.
         if last or stopping or state.step % config.checkpoint_every == 0:
             save_checkpoint(self.state_dir, engine, state)
-        self.metrics.step_done(step=state.step, loss=loss, grad_norm=norm, learning_rate=rate, **counts)
+            self.metrics.restart()
         if stopping and not last:
-            raise Stopped(f"{self.stage.name}: stopped after step {state.step}; the same command continues from there")
+            done = f"step {state.step} of {config.steps}"
+            raise Stopped(f"{self.stage.name} stopped after {done}; a checkpoint is written")
 
     def _update(self, reading: Reading, rate: float) -> tuple[float, float]:
         """Gradients of all micro-batches, then the optimiser; returns loss and gradient norm before clipping."""

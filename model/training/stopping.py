@@ -20,7 +20,7 @@ _requested = threading.Event()
 class Stopped(Exception):
     """Training ended before its last step because it was asked to; its checkpoint is complete.
 
-    The message says where, e.g. ``stopped after step 12 of 100, a checkpoint is written``.
+    The message says where, e.g. ``sft stopped after step 12 of 100; a checkpoint is written``.
     """
 
 
