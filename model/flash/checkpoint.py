@@ -48,6 +48,7 @@ def save_model(model: FlashModel, processor: FlashProcessor, directory: Path) ->
 def write_weights(tensors: dict[str, Lazy], directory: Path) -> None:
     """Write tensors under our names as shards split by half, and their index."""
     weight_map = {}
+    (directory / FLASH_SHARD).unlink(missing_ok=True)  # of another network; no index would say that it is not ours
     for shard, prefixes in _HALVES.items():
         half = {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
         files = write_shards(directory, shard.removesuffix(".safetensors"), half)
@@ -104,7 +105,9 @@ def load_model(
         model = FlashModel(config, processor.tiling, part, weights_version(directory))
     if model.language_model is not None:
         model.language_model.tie_weights()  # transformers leaves this out where it draws no weights
-    model.flash_tensors = {name: stored.tensor(name) for name in stored.names if name.startswith(FLASH_PREFIXES)}
+    # Copies: what the file gives are views of it, and a network may be saved over the directory it came from.
+    extra = [name for name in stored.names if name.startswith(FLASH_PREFIXES)]
+    model.flash_tensors = {name: stored.tensor(name).clone() for name in extra}
     fill(model, stored)
     return model.eval()
 

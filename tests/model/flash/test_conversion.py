@@ -178,6 +178,15 @@ def test_a_loaded_flash_network_saves_its_router_as_it_was(flash, tmp_path):
         assert (tmp_path / "saved" / name).read_bytes() == (tmp_path / "converted" / name).read_bytes()
 
 
+def test_saving_over_a_flash_checkpoint_leaves_what_the_network_has(flash, tiny_directory, tmp_path):
+    convert(flash, tmp_path / "hf", "huggingface")
+    before = payload_sha256(tmp_path / "hf")
+    save_network(load_network(tmp_path / "hf"), load_processor(flash), tmp_path / "hf")
+    assert payload_sha256(tmp_path / "hf") == before
+    save_network(load_network(tiny_directory), load_processor(tiny_directory), tmp_path / "hf")
+    assert payload_sha256(tmp_path / "hf") == payload_sha256(tiny_directory)
+
+
 @pytest.mark.parametrize("single", [True, False])
 def test_the_names_inside_transformers_model_are_read_too(tiny_directory, tmp_path, single):
     variant = tmp_path / "variant"
