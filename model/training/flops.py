@@ -3,8 +3,8 @@
 As in PaLM (arXiv 2204.02311, appendix B): a multiply-add counts 2; what activation checkpointing computes again does
 not count. A weight that multiplies a position costs 2 forward, 2 for its own gradient if it trains, and 2 for the
 gradient that passes through it if anything trains at or before it: 6 in full training, 4 in a frozen language model
-behind a trained projector, 2 in a frozen vision tower. Where lengths are not known the lower bound is taken, so that
-MFU is never overstated:
+behind a trained projector, 2 in a frozen vision tower. (The gradient into the pixels, which nobody computes, is
+counted: below a thousandth of a real model.) Where lengths are not known the lower bound is taken:
 
 - causal attention: 4 FLOPs per layer, head dimension and (query, key) pair forward, twice that backward, over the
   T (T + 1) / 2 pairs of samples that are all of mean length T (unequal ones have more); none for sliding windows;

@@ -4,7 +4,6 @@ The steps are toys in a directory of their own, found as if they lay in ``compon
 where it is not the subject (tests/components/test_tracking.py has it).
 """
 
-import errno
 import json
 import os
 import signal
@@ -18,7 +17,6 @@ import pytest
 
 import components
 from components import provenance, runner
-from components.progress import ProgressFile
 from components.settings import Settings
 from model.data.artifact import payload_sha256
 from model.data.errors import InputError
@@ -38,6 +36,7 @@ import os, sys, time
 from pathlib import Path
 from components.context import FamilyScore, StepResult
 from model.data.errors import InputError
+from model.training.stopping import Stopped
 from components.toy.work import LOSS
 
 def run(config, *, result: Path, context, source: Path | None = None):
@@ -49,6 +48,8 @@ def run(config, *, result: Path, context, source: Path | None = None):
         raise KeyError("surprise")
     if config.behaviour == "full":
         raise OSError(28, "No space left on device", "shard-00003.parquet")
+    if config.behaviour == "stopped":
+        raise Stopped("sft stopped after step 2 of 4; a checkpoint is written")
     if config.behaviour == "forgets":
         return StepResult()
     saved = context.state_dir / "steps"
@@ -56,6 +57,7 @@ def run(config, *, result: Path, context, source: Path | None = None):
     while done < 4:
         context.progress("counting", done, 4)
         done += 1
+        context.metrics({"stage": "counting", "step": done})
         saved.write_text(str(done))
         if config.behaviour == "slow" and done == 2:
             Path(os.environ["TOY_CALLS"] + ".half").touch()
@@ -228,6 +230,27 @@ def test_a_mistake_is_one_line_and_a_failure_file(toys, capsys, monkeypatch, val
     assert not (toys / "wanted").exists()
 
 
+def test_a_stopped_step_has_a_status_of_its_own_and_names_the_command_that_continues(toys, capsys, monkeypatch):
+    monkeypatch.setenv("FOVEA_RESUME", "fovea run")
+    with pytest.raises(SystemExit) as exit_:
+        run(toys, behaviour="stopped")
+    assert exit_.value.code == 143
+    line = "sft stopped after step 2 of 4; a checkpoint is written"
+    assert said(capsys) == [f"fovea: toy: {line}; to continue: fovea run"]
+    assert json.loads((toys / "run/failure.json").read_text())["error"] == line
+    assert len(list((toys / "out/state").iterdir())) == 1
+
+
+def test_records_of_steps_lie_beside_the_run_and_in_no_payload(toys):
+    run(toys)
+    records = [json.loads(line) for line in (toys / "run/training.jsonl").read_text().splitlines()]
+    assert [(record["task"], record["stage"], record["step"]) for record in records] == [
+        ("toy", "counting", step) for step in range(1, 5)
+    ]
+    assert "training.jsonl" not in {path.name for path in (toys / "out/store").rglob("*")}
+    assert "time" not in json.dumps(lineage(toys)["history"])
+
+
 def test_every_wrong_field_has_its_line(toys, capsys):
     with pytest.raises(SystemExit):
         run(toys, value=0, behaviour=3)
@@ -365,33 +388,3 @@ def test_a_full_disk_is_one_line(toys):
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(f"fovea: toy: no space left on {disk}")
-
-
-def test_a_library_that_wraps_a_full_disk_is_understood():
-    from components.failure import full_disk
-
-    settings = Settings.at(Path("out"))
-    try:
-        try:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise RuntimeError("cannot write tensors") from error
-    except RuntimeError as error:
-        assert full_disk(error, settings)
-    assert full_disk(RuntimeError("SafetensorError: No space left on device (os error 28)"), settings)
-    assert full_disk(RuntimeError("no"), settings) is None
-
-
-def test_progress_is_written_at_the_end_and_seldom_in_between(tmp_path):
-    report = ProgressFile(tmp_path, "toy")
-    report("training", 0, 1000)
-    first = json.loads((tmp_path / "progress.json").read_text())
-    for done in range(1, 1000):
-        report("training", done, 1000)
-    between = json.loads((tmp_path / "progress.json").read_text())
-    report("training", 1000, 1000)
-    last = json.loads((tmp_path / "progress.json").read_text())
-    assert first["done"] == 0 and last["done"] == last["total"] == 1000
-    assert between["done"] < 1000 and between["started"] == first["started"]
-    assert last["step"] == "toy" and last["label"] == "training" and last["updated"] >= last["started"]
-    assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]

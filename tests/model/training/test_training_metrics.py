@@ -10,11 +10,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.families.interface import Inputs
+from model.families.opening import load_network, load_processor
 from model.flash.network import set_attention
 from model.training import flops, stopping
 from model.training.flops import StepCost, peak_flops, step_cost
 from model.training.metrics import TrainingMetrics
-from tests.tiny import TILE, random_model
+from tests.tiny import TILE, picture, question_row, random_model
+from tests.tiny_qwen import save_stock
 
 CPU = torch.device("cpu")
 TOKENS, TARGETS, TILES = 80, 7, 2
@@ -51,6 +53,25 @@ def test_the_flops_of_a_step_are_those_of_its_operations(network, trained):
     above_diagonal = TOKENS * (TOKENS - 1) / 2 * cost.per_pair
     ours = cost.step(tokens=TOKENS, targets=TARGETS, units=TILES, rows=1) + above_diagonal
     assert ours == pytest.approx(counted(network), rel=0.03)
+
+
+@pytest.mark.parametrize("generation", ["qwen2_vl", "qwen3_vl_moe"])
+def test_the_flops_of_a_qwen_are_those_of_its_operations(generation, tmp_path, rng):
+    save_stock(generation, tmp_path)
+    network, processor = load_network(tmp_path, attention="eager"), load_processor(tmp_path)
+    network.model.set_experts_implementation("eager")  # the counter knows no grouped product
+    sample = processor.sample(question_row("r", [picture(rng, 2, 2)], "an answer"))
+    tokens, targets = len(sample.input_ids), sum(sample.trained)
+    ids, media = torch.tensor([sample.input_ids]), {n: torch.from_numpy(a) for n, a in sample.media.items()}
+    positions, keep = torch.from_numpy(sample.positions)[:, None], torch.arange(tokens - targets, tokens)
+    network.train().requires_grad_(True)
+    with FlopCounterMode(display=False) as counter:
+        hidden = network.hidden(Inputs(ids, torch.ones_like(ids), positions, None, media, False, keep))
+        network.head(hidden.states).sum().backward()
+    cost = step_cost(network)
+    above_diagonal = tokens * (tokens - 1) / 2 * cost.per_pair
+    ours = cost.step(tokens=tokens, targets=targets, units=sample.units, rows=1) + above_diagonal
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
 def test_the_formula_by_hand(network):
