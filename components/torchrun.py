@@ -54,6 +54,7 @@ class Torchrun:
         """Exit status of the agent, when it and all ranks are gone."""
         own = [sys.executable, "-m", "components.agent", str(os.getpid()), str(scratch)]
         torchrun = ["--standalone", "--nproc-per-node", str(ranks), "--redirects", "3", "--log-dir", str(scratch)]
+        torchrun += ["--local-addr", "127.0.0.1"]  # the host's own name may resolve to nothing in a container
         torchrun += ["--shutdown-timeout", str(int(process.GRACE_SECONDS)), "-m", "components.rank"]
         output = _FirstRank(scratch)
         with (scratch / _LOG).open("wb") as log:

@@ -18,6 +18,7 @@ import pytest
 from components.context import StepResult
 from components.launcher import InThisProcess, RankFailed, StepCall, ranks_of
 from components.pretrain.config import PretrainConfig
+from components.rank import _require_devices
 from components.sft.config import SftConfig
 from components.torchrun import AGENT, RESULT, Torchrun, _outcome, outcome_file
 from model.data.errors import InputError
@@ -248,3 +249,12 @@ def test_the_result_of_the_first_rank_is_the_steps(tmp_path):
     record = {"numbers": {"loss": 0.1}, "history": [{"step": 1, "loss": 0.1}], "heldout": {}, "values": {}}
     (tmp_path / RESULT).write_text(json.dumps(record))
     assert _outcome(tmp_path, 2, 0) == StepResult({"loss": 0.1}, [{"step": 1, "loss": 0.1}])
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"training.processes is 2, and this machine has 1 GPUs"):
+        _require_devices("collect")
