@@ -3,28 +3,34 @@
 Registered with transformers under the name ``varlen``. No [T, T] mask is made: transformers builds masks only for names
 that it knows, and the borders of the samples come as ``cu_seq_lens_q`` through the keyword arguments of the layers.
 
-On a GPU in half precision torch's variable-length flash kernel takes the whole pack at once; elsewhere the samples go
-through SDPA one after another, which on a CPU is faster than padding them to a common length or sorting them by it.
-Shape suffixes: T tokens of the pack, L tokens of a sample, H query heads, K key and value heads, E width of a head.
+On a GPU in half precision torch's variable-length flash kernel takes the whole pack at once; elsewhere samples of
+similar length go through SDPA together: one by one, a pack of short samples is thousands of small operations.
+Shape suffixes: T tokens of the pack, S samples, L tokens of a sample, H query heads, K key and value heads, E width of
+a head.
 """
 
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
-from typing import Any, Literal
+from functools import cache, lru_cache
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 NAME = "varlen"
 """The name under which transformers finds this attention."""
-Kernel = Literal["varlen", "loop"]
+Kernel = Literal["varlen", "groups"]
 
 _MATH_UP_TO = 512
 """Tokens up to which, in bfloat16 on a CPU, plain matrix products are faster than SDPA (0.40 against 0.59 ms for 64
 tokens and 4 heads, 6.2 against 10.2 for 512; 42 against 25 for 1024)."""
+_PADDED_TO = 1.25
+"""Longest over shortest sample of a group."""
+_TOGETHER = 4096
+"""Positions of a group, so that the logits of short samples stay small."""
 
 
 def set_attention(network: nn.Module, implementation: str) -> None:
@@ -120,11 +126,11 @@ def varlen_attention(
         cu = cu_seq_lens_q.to(query.device, torch.int32)
         q_THE, k_TKE, v_TKE = (x[0].transpose(0, 1) for x in (query, key, value))
         return flash_pack(q_THE, k_TKE, v_TKE, cu, longest, scaling, window, s_aux)[None], None
-    return loop_pack(query, key, value, cu_seq_lens_q, scaling, sliding_window, s_aux), None
+    return grouped_pack(query, key, value, cu_seq_lens_q, scaling, sliding_window, s_aux), None
 
 
 def pick_kernel(device: str, dtype: torch.dtype, capability: tuple[int, int], head_dim: int, *, built: bool) -> Kernel:
-    """Which kernel attends: torch's variable-length flash attention where it can, else SDPA sample by sample.
+    """Which kernel attends: torch's variable-length flash attention where it can, else SDPA by groups of samples.
 
     Args:
         device: ``cpu``, ``cuda``, ...
@@ -135,7 +141,7 @@ def pick_kernel(device: str, dtype: torch.dtype, capability: tuple[int, int], he
     """
     half = dtype in (torch.float16, torch.bfloat16)
     fits = head_dim % 8 == 0 and head_dim <= 256
-    return "varlen" if built and device == "cuda" and half and fits and capability >= (8, 0) else "loop"
+    return "varlen" if built and device == "cuda" and half and fits and capability >= (8, 0) else "groups"
 
 
 @cache
@@ -217,8 +223,51 @@ class _FlashWithSinks(torch.autograd.Function):
         return dq, dk, dv, dsinks.to(sinks_H.dtype), None, None, None, None
 
 
+class Plan(NamedTuple):
+    """Samples of similar length side by side.
+
+    Attributes:
+        shapes: (samples, padded length) of each group.
+        taken: positions of the pack that the groups take, one after the other; padding repeats a sample's last token.
+            None when they take the pack as it lies.
+        places: for each position of the pack, where its result lies.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    taken: Tensor | None
+    places: Tensor | None
+
+
+@lru_cache(maxsize=16)
+def plan_groups(lengths: tuple[int, ...], device: torch.device) -> Plan:
+    """Group samples so that padding stays below a quarter of a length; every layer of a pack asks for the same plan."""
+    starts = np.cumsum([0, *lengths])
+    groups: list[list[int]] = []
+    for sample in sorted((i for i, length in enumerate(lengths) if length), key=lengths.__getitem__):
+        length = lengths[sample]
+        last = groups[-1] if groups else []
+        if last and length <= _PADDED_TO * lengths[last[0]] and (len(last) + 1) * length <= _TOGETHER:
+            last.append(sample)
+        else:
+            groups.append([sample])
+    taken, places, shapes, offset = [], np.empty(starts[-1], np.int64), [], 0
+    for group in groups:
+        longest = lengths[group[-1]]
+        shapes.append((len(group), longest))
+        for sample in group:
+            start, length = starts[sample], lengths[sample]
+            taken.append(start + np.minimum(np.arange(longest), length - 1))
+            places[start : start + length] = offset + np.arange(length)
+            offset += longest
+    flat = np.concatenate(taken)
+    if np.array_equal(flat, np.arange(starts[-1])):
+        return Plan(tuple(shapes), None, None)
+    with torch.inference_mode(False):  # an evaluation may ask first, and a training keep the answer
+        return Plan(tuple(shapes), *(torch.from_numpy(x).to(device) for x in (flat, places)))
+
+
 @torch.compiler.disable
-def loop_pack(
+def grouped_pack(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -227,20 +276,32 @@ def loop_pack(
     window: int | None,
     sinks_H: Tensor | None,
 ) -> Tensor:
-    """The samples of a pack one after another: [1, T, H, E]. Arguments as in ``varlen_attention``.
+    """The samples of a pack, those of similar length together: [1, T, H, E]. Arguments as in ``varlen_attention``.
+
+    Padding stands behind a sample, where causal attention does not see it.
 
     Raises:
         ValueError: the borders do not run from 0 to T.
     """
-    lengths = cu.diff().tolist()
-    if sum(lengths) != query.shape[2] or min(lengths, default=-1) < 0 or int(cu[0]):
+    lengths = tuple(cu.diff().tolist())
+    if sum(lengths) != query.shape[2] or min(lengths, default=-1) < 0 or int(cu[0]) or not sum(lengths):
         raise ValueError(f"cu_seq_lens_q does not run from 0 to {query.shape[2]}")
-    samples = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    return torch.cat([_sample(*sample, scaling, window, sinks_H).transpose(1, 2) for sample in samples], dim=1)
+    plan = plan_groups(lengths, query.device)
+    sizes = [samples * length for samples, length in plan.shapes]
+    # Heads come from a projection of each token: this is how they lie in memory.
+    laid = [x[0].transpose(0, 1) for x in (query, key, value)]
+    if plan.taken is not None:
+        laid = [x.index_select(0, plan.taken) for x in laid]
+    outputs = []
+    for shape, *parts in zip(plan.shapes, *(x.split(sizes) for x in laid), strict=True):
+        q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in parts)
+        outputs.append(_attend(q, k, v, scaling, window, sinks_H).transpose(1, 2).flatten(0, 1))
+    together = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return (together if plan.places is None else together.index_select(0, plan.places))[None]
 
 
-def _sample(q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None, sinks_H: Tensor | None) -> Tensor:
-    """One sample: [1, H, L, E]."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None, sinks_H: Tensor | None) -> Tensor:
+    """S samples of length L: [S, H, L, E]."""
     length = q.shape[2]
     window = None if window is None or window >= length else window
     short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and length <= _MATH_UP_TO
@@ -248,23 +309,22 @@ def _sample(q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None,
         return _math(q, k, v, scaling, window, sinks_H)
     if window is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=_seen(length, window, q.device), scale=scaling, enable_gqa=True
-    )
+    seen = _seen(length, window, q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, enable_gqa=True)
 
 
 def _math(q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None, sinks_H: Tensor | None) -> Tensor:
-    """Attention of one sample in plain operations, softmax in float32; query heads grouped by the key they share."""
-    _, heads, length, width = q.shape
+    """Attention in plain operations, softmax in float32; query heads are grouped by the key they share."""
+    samples, heads, length, width = q.shape
     groups = k.shape[1]
-    q_GNLE = q[0].reshape(groups, heads // groups, length, width)
-    logits = (q_GNLE @ k[0].unsqueeze(1).transpose(2, 3) * scaling).float()
+    q_SGNLE = q.reshape(samples, groups, heads // groups, length, width)
+    logits = (q_SGNLE * scaling @ k.unsqueeze(2).mT).float()
     logits = logits.masked_fill(~_seen(length, window, q.device), float("-inf"))
     if sinks_H is not None:
-        sinks = sinks_H.float().reshape(groups, heads // groups, 1, 1).expand(-1, -1, length, 1)
+        sinks = sinks_H.float().reshape(groups, heads // groups, 1, 1).expand(samples, -1, -1, length, 1)
         logits = torch.cat([logits, sinks], dim=-1)
     weights = logits.softmax(-1)[..., :length].to(v.dtype)
-    return (weights @ v[0].unsqueeze(1)).reshape(1, heads, length, width)
+    return (weights @ v.unsqueeze(2)).reshape(samples, heads, length, width)
 
 
 def _seen(length: int, window: int | None, device: torch.device) -> Tensor:

@@ -199,12 +199,12 @@ def test_autocast_brings_the_normalised_float32_heads_to_half_precision():
     [
         ("cuda", torch.bfloat16, (9, 0), 128, True, "varlen"),
         ("cuda", torch.float16, (8, 0), 64, True, "varlen"),
-        ("cuda", torch.float32, (9, 0), 128, True, "loop"),
-        ("cuda", torch.bfloat16, (7, 5), 128, True, "loop"),
-        ("cuda", torch.bfloat16, (9, 0), 60, True, "loop"),
-        ("cuda", torch.bfloat16, (9, 0), 512, True, "loop"),
-        ("cuda", torch.bfloat16, (9, 0), 128, False, "loop"),
-        ("cpu", torch.bfloat16, (9, 0), 128, True, "loop"),
+        ("cuda", torch.float32, (9, 0), 128, True, "groups"),
+        ("cuda", torch.bfloat16, (7, 5), 128, True, "groups"),
+        ("cuda", torch.bfloat16, (9, 0), 60, True, "groups"),
+        ("cuda", torch.bfloat16, (9, 0), 512, True, "groups"),
+        ("cuda", torch.bfloat16, (9, 0), 128, False, "groups"),
+        ("cpu", torch.bfloat16, (9, 0), 128, True, "groups"),
     ],
 )
 def test_the_flash_kernel_is_picked_where_it_runs(device, dtype, capability, head_dim, built, kernel):
