@@ -17,19 +17,18 @@ _PAIRS_AT_ONCE = 1 << 22
 
 @dataclass
 class Signature:
-    """What decides about one row (see components.curate.operators.signatures)."""
+    """What decides about one row. The lists are over its media; ``phash`` is None for a video.
+
+    ``text_key`` hashes the messages; ``text`` is the whole text of a row without media, None for others.
+    """
 
     row_id: str
-    task: str
-    answers: list[str]
     reason: str | None
-    sha256: list[str]
-    phash: list[int]
-    format: list[str]
-    width: list[int]
-    height: list[int]
-    text_key: str
-    text: str | None
+    answers: Sequence[str] = ()
+    sha256: Sequence[str] = ()
+    phash: Sequence[int | None] = ()
+    text_key: str = ""
+    text: str | None = None
 
 
 def reject_exact_duplicates(rows: Sequence[Signature]) -> None:
@@ -40,12 +39,12 @@ def reject_exact_duplicates(rows: Sequence[Signature]) -> None:
         if row.reason is not None:
             continue
         if row.row_id in ids:
-            row.reason = "duplicate: the id is taken by an earlier row"
+            row.reason = "the id is taken by an earlier row"
             continue
         ids.add(row.row_id)
         earlier = contents.setdefault((row.text_key, *row.sha256), row.row_id)
         if earlier != row.row_id:
-            row.reason = f"duplicate: of {earlier}"
+            row.reason = f"of {earlier}"
 
 
 def near_duplicate_candidates(rows: Sequence[Signature], distance: int) -> list[tuple[int, int]]:
@@ -55,7 +54,7 @@ def near_duplicate_candidates(rows: Sequence[Signature], distance: int) -> list[
     """
     groups: dict[tuple[str, int], list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
-        if row.reason is None and row.phash:
+        if row.reason is None and row.phash and None not in row.phash:
             groups[row.text_key, len(row.phash)].append(index)
     pairs = []
     for members in groups.values():
@@ -74,7 +73,7 @@ def reject_near_duplicates(rows: Sequence[Signature], candidates: Sequence[tuple
         if rows[earlier].reason is not None or rows[later].reason is not None:
             continue
         if all(same(earlier, image, later, image) for image in range(len(rows[later].phash))):
-            rows[later].reason = f"near_duplicate: of {rows[earlier].row_id}"
+            rows[later].reason = f"of {rows[earlier].row_id}"
 
 
 def contamination_candidates(
@@ -102,7 +101,7 @@ def reject_contaminated_images(
     """Set the reason of rows that show an evaluation image and give its answer; ``same(row, image, row, image)``."""
     for row, image, other, other_image in sorted(candidates):
         if rows[row].reason is None and same(row, image, other, other_image):
-            rows[row].reason = f"contaminated: image and answer of evaluation row {evaluation[other].row_id}"
+            rows[row].reason = f"image and answer of evaluation row {evaluation[other].row_id}"
 
 
 def reject_contaminated_texts(rows: Sequence[Signature], evaluation: Sequence[Signature], size: int) -> None:
@@ -120,7 +119,7 @@ def reject_contaminated_texts(rows: Sequence[Signature], evaluation: Sequence[Si
         if row.reason is None:
             owner = next((owners[gram] for gram in _ngrams(row.text, size) if gram in owners), None)
             if owner is not None:
-                row.reason = f"contaminated: {size} words in a row of evaluation row {owner}"
+                row.reason = f"{size} words in a row of evaluation row {owner}"
 
 
 def near_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
@@ -150,7 +149,7 @@ def _images_by_answer(rows: Sequence[Signature]) -> dict[str, list[tuple[int, in
     for index, row in enumerate(rows):
         if row.reason is None:
             for answer in sorted({" ".join(answer.casefold().split()) for answer in row.answers}):
-                images[answer].extend((index, image) for image in range(len(row.phash)))
+                images[answer].extend((index, image) for image, value in enumerate(row.phash) if value is not None)
     return {answer: places for answer, places in images.items() if places}
 
 

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from components.curate.config import CurateConfig
+from components.curate.recipe import Decode
 from model.data.errors import InputError
 from model.flash.images import read_image
 
 _HASH_SIDE = 32  # the image is reduced to this before the cosine transform
 _HASH_KEPT = 8  # of whose coefficients the lowest 8 x 8 make the 64 bits
 _COMPARED_SIDE = 128
+_ANY_PIXELS = 1 << 62  # decode has refused what is too large
 _BLOCK = 4
 
 
@@ -28,7 +29,7 @@ class ImageFacts(NamedTuple):
     height: int
 
 
-def inspect_image(medium: Mapping[str, Any], config: CurateConfig) -> ImageFacts:
+def inspect_image(medium: Mapping[str, Any], section: Decode) -> ImageFacts:
     """Check an image and compute its facts. The header is looked at before any pixel is decoded.
 
     Raises:
@@ -42,9 +43,9 @@ def inspect_image(medium: Mapping[str, Any], config: CurateConfig) -> ImageFacts
     sha256 = hashlib.sha256(data).hexdigest()
     if medium["sha256"] not in (None, sha256):
         raise InputError("its sha256 is not that of its bytes")
-    image = read_image(data, config.max_image_bytes, config.max_image_pixels)
-    if min(image.size) < config.min_image_side:
-        raise InputError(f"{image.width} x {image.height} pixels; the least is {config.min_image_side} a side")
+    image = read_image(data, section.max_bytes, section.max_pixels)
+    if min(image.size) < section.min_side:
+        raise InputError(f"{image.width} x {image.height} pixels; the least is {section.min_side} a side")
     with Image.open(io.BytesIO(data)) as stored:
         return ImageFacts(sha256, f"{perceptual_hash(image):016x}", stored.format or "", *stored.size)
 
@@ -70,9 +71,9 @@ def _cosines() -> np.ndarray:
 _COSINES = _cosines()
 
 
-def reduced_grey(data: bytes, config: CurateConfig) -> np.ndarray:
+def reduced_grey(data: bytes) -> np.ndarray:
     """An image for comparison: uint8 [H, W], grey, upright, at most 128 pixels a side."""
-    image = read_image(data, config.max_image_bytes, config.max_image_pixels).convert("L")
+    image = read_image(data, len(data), _ANY_PIXELS).convert("L")
     image.thumbnail((_COMPARED_SIDE, _COMPARED_SIDE), Image.Resampling.BOX, reducing_gap=None)
     return np.asarray(image)
 

@@ -1,32 +1,23 @@
-"""``curate``: sound, distinct, uncontaminated rows, split by stage; every other row is kept as a reject."""
+"""``curate``: rows that pass a recipe, split by stage; every other row is kept as a reject with its reason."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from components.context import StepContext, StepResult
 from components.curate.config import CurateConfig
-from components.curate.duplicates import (
-    Signature,
-    contamination_candidates,
-    near_duplicate_candidates,
-    reject_contaminated_images,
-    reject_contaminated_texts,
-    reject_exact_duplicates,
-    reject_near_duplicates,
-)
-from components.curate.images import pixel_difference, reduced_grey
-from components.curate.operators import signatures
+from components.curate.daft_runner import choose_runner
+from components.curate.engine import Outcome, apply_recipe
+from components.curate.integrity import FACTS
+from components.curate.recipe import Decontaminate, Operator
+from components.curate.rows import Rows
 from model.data.errors import InputError
 from model.data.schema import Reject, Row
-from model.data.shards import Dataset, open_dataset, write_dataset
+from model.data.shards import open_dataset, write_dataset
 
 STEP = "curate"
-# The part of a reason before the colon, in the order of the checks.
-CATEGORIES = ("schema", "image", "duplicate", "near_duplicate", "contaminated")
+OUTPUTS = ("transcriptions", "questions")
 _REPORT_EVERY = 256
 
 
@@ -37,116 +28,106 @@ def run(
 
     Args:
         corpus: dataset to curate.
-        heldout: evaluation rows; no row that gives one of them away remains.
+        heldout: evaluation rows; where the recipe decontaminates, no row that gives one of them away remains.
         transcriptions, questions: outputs; rows of ``config.pretrain_tasks``, and all others.
 
     Raises:
         InputError: a dataset is missing or damaged, or a held-out row is not sound (it would be evaluated).
     """
-    rows_in, evaluation_in = open_dataset(corpus, verify=True), open_dataset(heldout, verify=True)
-    rows = _read_signatures(rows_in, config, "check rows", context)
-    evaluation = _read_signatures(evaluation_in, config, "check held-out rows", context)
-    for row in evaluation:
-        if row.reason is not None:
-            raise InputError(f"{heldout}: held-out row {row.row_id!r}: {row.reason}")
-    reject_exact_duplicates(rows)
-    _reject_by_pixels(rows, evaluation, rows_in, evaluation_in, config, context)
-    reject_contaminated_texts(rows, evaluation, config.ngram)
-    return _write(rows, rows_in, config, {True: transcriptions, False: questions}, context)
+    workers = choose_runner()
+    rows_in = open_dataset(corpus, verify=True)
+    sets = [heldout, *(path for section in config.recipe for path in _evaluation_sets(section))]
+    evaluation = tuple(_evaluation_rows(path, config.recipe, workers, context) for path in dict.fromkeys(sets))
+    state = context.state_dir / "rows"
+    outcome = apply_recipe(
+        rows_in, config.recipe, state, evaluation=evaluation, workers=workers, progress=context.progress
+    )
+    return _write(outcome, config, {"transcriptions": transcriptions, "questions": questions}, context)
 
 
-def _read_signatures(dataset: Dataset, config: CurateConfig, label: str, context: StepContext) -> list[Signature]:
-    """The facts about every row, in the order of ``dataset.rows()``."""
-    found: list[Signature] = []
-    context.progress(label, 0, len(dataset))
-    for batch in signatures(dataset, config).to_arrow_iter():
-        for facts in batch.to_pylist():
-            facts["phash"] = [int(value, 16) for value in facts["phash"]]
-            found.append(Signature(row_id=facts.pop("id"), **facts))
-        context.progress(label, len(found), len(dataset))
-    return [row for _, row in sorted(zip(dataset.places(), found, strict=True), key=lambda pair: pair[0])]
+def _evaluation_sets(section: Operator) -> tuple[Path, ...]:
+    return section.evaluation_sets if isinstance(section, Decontaminate) else ()
 
 
-def _reject_by_pixels(
-    rows: list[Signature],
-    evaluation: list[Signature],
-    rows_in: Dataset,
-    evaluation_in: Dataset,
-    config: CurateConfig,
-    context: StepContext,
-) -> None:
-    """Near duplicates and contaminated images: hashes nominate, then the nominated images are read and compared."""
-    repeated = near_duplicate_candidates(rows, config.phash_distance)
-    shared = list(contamination_candidates(rows, evaluation, config.phash_distance))
-    ours = _images(rows_in, {row for pair in repeated for row in pair} | {row for row, *_ in shared})
-    theirs = _images(evaluation_in, {row for _, _, row, _ in shared})
+def _evaluation_rows(path: Path, recipe: tuple[Operator, ...], workers: int, context: StepContext) -> Rows:
+    """The facts about an evaluation set, all of whose rows must be sound.
 
-    @lru_cache(maxsize=8192)
-    def grey(of_evaluation: bool, row: int, image: int) -> np.ndarray:
-        return reduced_grey((theirs if of_evaluation else ours)[row][image], config)
-
-    def same(other_is_evaluation: bool, row: int, image: int, other: int, other_image: int) -> bool:
-        difference = pixel_difference(grey(False, row, image), grey(other_is_evaluation, other, other_image))
-        return difference <= config.pixel_difference
-
-    context.progress("compare images", 0, len(repeated) + len(shared))
-    reject_near_duplicates(rows, repeated, lambda *places: same(False, *places))
-    context.progress("compare images", len(repeated), len(repeated) + len(shared))
-    reject_contaminated_images(rows, evaluation, shared, lambda *places: same(True, *places))
-    context.progress("compare images", len(repeated) + len(shared), len(repeated) + len(shared))
+    Raises:
+        InputError: names the first row that is not.
+    """
+    dataset = open_dataset(path, verify=True)
+    # Compared with no other set, decontaminate rejects nothing and only gathers its facts.
+    chosen = [*recipe[:2], *(section for section in recipe if isinstance(section, Decontaminate))]
+    state = context.state_dir / f"evaluation-{dataset.manifest['payload_sha256'][:16]}"
+    rows = apply_recipe(dataset, chosen, state, workers=workers, progress=context.progress).rows
+    for place, reason in enumerate(rows.reasons):
+        if reason is not None:
+            raise InputError(f"{path}: held-out row {rows.fact('id')[place]!r}: {reason}")
+    return rows
 
 
-def _images(dataset: Dataset, wanted: set[int]) -> dict[int, list[bytes]]:
-    """Encoded images of the rows at ``wanted`` places."""
-    if not wanted:
-        return {}
-    return {
-        place: [medium["bytes"] or b"" for medium in row["media"]]
-        for place, row in enumerate(dataset.rows())
-        if place in wanted
-    }
-
-
-def _write(
-    rows: list[Signature], rows_in: Dataset, config: CurateConfig, outputs: dict[bool, Path], context: StepContext
-) -> StepResult:
+def _write(outcome: Outcome, config: CurateConfig, directories: dict[str, Path], context: StepContext) -> StepResult:
     """Write both datasets with their rejects and the funnel of the whole step."""
-    pretrain = set(config.pretrain_tasks)
-    rejected = Counter(row.reason.split(":")[0] for row in rows if row.reason is not None)
-    kept = Counter(row.task in pretrain for row in rows if row.reason is None)
-    funnel = {
-        "rows_in": len(rows),
-        "rejected": {category: rejected[category] for category in CATEGORIES},
-        "rows_out": {"transcriptions": kept[True], "questions": kept[False]},
-    }
-    assert len(rows) == rejected.total() + kept.total()
-    for is_pretrain, directory in outputs.items():
-        chosen = [(row.task in pretrain) is is_pretrain for row in rows]
+    rows, pretrain = outcome.rows, set(config.pretrain_tasks)
+    stage = [OUTPUTS[task not in pretrain] for task in rows.fact("task")]
+    sound = rows.sound()
+    written = Counter({name: 0 for name in OUTPUTS})
+    for place in sound:
+        written[stage[place]] += outcome.copies.get(place, 1)
+    funnel = _funnel(outcome, config.recipe, written)
+    assert len(rows) == sum(funnel["rejected"].values()) + len(sound)
+    for name, directory in directories.items():
+        mine = [output == name for output in stage]
         rejects = [
-            Reject(id=row.row_id, step=STEP, reason=row.reason)
-            for row, mine in zip(rows, chosen, strict=True)
-            if mine and row.reason is not None
+            Reject(id=row_id, step=STEP, reason=reason)
+            for row_id, reason, chosen in zip(rows.fact("id"), rows.reasons, mine, strict=True)
+            if chosen and reason is not None
         ]
-        sound = _sound(zip(rows, rows_in.rows(), chosen, strict=True), len(rows), directory.name, context)
-        write_dataset(directory, sound, shards=config.shards, rejects=rejects, extra_manifest={"funnel": funnel})
-    numbers = {"rows_in": len(rows), "transcriptions": kept[True], "questions": kept[False]}
+        kept = _sound(outcome, mine, directory.name, context)
+        write_dataset(directory, kept, shards=config.shards, rejects=rejects, extra_manifest={"funnel": funnel})
+    numbers = {"rows_in": len(rows)} | dict(written)
     return StepResult(numbers=numbers | {f"rejected_{name}": count for name, count in funnel["rejected"].items()})
 
 
-def _sound(rows: Iterable[tuple[Signature, Row, bool]], total: int, name: str, context: StepContext) -> Iterator[Row]:
-    """The chosen rows that are sound, with the facts about their images filled in."""
-    for done, (facts, row, chosen) in enumerate(rows):
-        if done % _REPORT_EVERY == 0:
-            context.progress(f"write {name}", done, total)
-        assert row["id"] == facts.row_id, "Daft and the reader disagree on the order of rows"
-        if not chosen or facts.reason is not None:
+def _funnel(outcome: Outcome, recipe: tuple[Operator, ...], written: Counter[str]) -> dict[str, Any]:
+    """Rows in and out in all, by category of the reasons, and operator by operator."""
+    by_operator = Counter(number for number in outcome.rejected_by if number is not None)
+    rejected: Counter[str] = Counter()
+    operators, left = [], len(outcome.rows)
+    for number, section in enumerate(recipe):
+        rejected[section.category] += by_operator[number]
+        out = left - by_operator[number]
+        operators.append({"op": section.op, "rows_in": left, "rejected": by_operator[number], "rows_out": out})
+        left = out
+    return {
+        "rows_in": len(outcome.rows),
+        "rejected": dict(rejected),
+        "copied": sum(times - 1 for times in outcome.copies.values()),
+        "operators": operators,
+        "rows_out": dict(written),
+    }
+
+
+def _sound(outcome: Outcome, mine: list[bool], name: str, context: StepContext) -> Iterator[Row]:
+    """The chosen rows that are sound, as the operators left them, with the facts about their media filled in."""
+    rows = outcome.rows
+    facts = {name: rows.fact(name) for name in FACTS}
+    for place, row in enumerate(rows.dataset.rows()):
+        if place % _REPORT_EVERY == 0:
+            context.progress(f"write {name}", place, len(rows))
+        if not mine[place] or rows.reasons[place] is not None:
             continue
         for index, medium in enumerate(row["media"]):
-            medium["sha256"], medium["phash"] = facts.sha256[index], f"{facts.phash[index]:016x}"
-            medium["format"], medium["width"], medium["height"] = (
-                facts.format[index],
-                facts.width[index],
-                facts.height[index],
-            )
+            known = {fact: values[place][index] for fact, values in facts.items()}
+            medium.update({fact: value for fact, value in known.items() if value is not None})
+        for column, values in outcome.replaced.items():
+            if place in values:
+                row[column] = values[place]
         yield row
-    context.progress(f"write {name}", total, total)
+        yield from _copies(row, outcome.copies.get(place, 1))
+    context.progress(f"write {name}", len(rows), len(rows))
+
+
+def _copies(row: Row, times: int) -> Iterable[Row]:
+    """The second and further copies of a row: ID~2, ID~3, ..."""
+    return (row | {"id": f"{row['id']}~{copy}"} for copy in range(2, times + 1))

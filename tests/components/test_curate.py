@@ -16,13 +16,15 @@ from components.context import StepContext
 from components.curate.config import CurateConfig
 from components.curate.duplicates import near_pairs
 from components.curate.images import inspect_image, perceptual_hash, pixel_difference, reduced_grey
-from components.curate.step import CATEGORIES, run
+from components.curate.recipe import DEFAULT, Decode, Decontaminate, NearDuplicates, Schema
+from components.curate.step import run
 from model.data.artifact import payload_sha256
 from model.data.errors import InputError
 from model.data.schema import image_media, scorer
 from model.data.shards import open_dataset, write_dataset
 
 CONFIG = CurateConfig()
+CATEGORIES = [section.category for section in DEFAULT]
 
 
 def encode(image, image_format="PNG", **options):
@@ -179,7 +181,7 @@ BAD_IMAGES = {
     "1x1": (encode(Image.new("RGB", (1, 1))), "1 x 1 pixels"),
     "20000x20000": (png_header(20_000, 20_000), "400000000"),
     "8000x8000": (png_header(8_000, 8_000), "8000 x 8000 pixels"),
-    "heavy": (encode(picture(1)) + bytes(CONFIG.max_image_bytes), "bytes; the limit is 20000000"),
+    "heavy": (encode(picture(1)) + bytes(Decode().max_bytes), "bytes; the limit is 20000000"),
     "animated-gif": (animated("GIF"), "animated (3 frames)"),
     "animated-png": (animated("PNG"), "animated (3 frames)"),
 }
@@ -204,7 +206,7 @@ def test_huge_images_are_refused_by_their_header(monkeypatch, name):
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
     with pytest.raises(InputError):
-        inspect_image(image_media(BAD_IMAGES[name][0], image_format="PNG", width=1, height=1), CONFIG)
+        inspect_image(image_media(BAD_IMAGES[name][0], image_format="PNG", width=1, height=1), Decode())
 
 
 def test_cmyk_rotated_grey_and_transparent_images_pass(tmp_path):
@@ -308,7 +310,8 @@ def small_change():
 def test_canvases_that_hash_alike_but_differ_in_a_mark_are_kept(tmp_path):
     first, second = small_change()
     hashes = [perceptual_hash(Image.open(io.BytesIO(data))) for data in (first, second)]
-    config = CurateConfig(phash_distance=max(4, (hashes[0] ^ hashes[1]).bit_count()))
+    near = NearDuplicates(phash_distance=max(4, (hashes[0] ^ hashes[1]).bit_count()))
+    config = CurateConfig(recipe=(Schema(), Decode(), near, Decontaminate()))
     _, _, questions = curate(tmp_path, [row(0, first), row(1, second)], config=config)
     assert ids(questions) == ["row-0", "row-1"]
 
@@ -321,10 +324,10 @@ def test_the_hash_alone_would_reject_canvases_of_different_digits():
     rows = digit_rows(DigitsConfig(transcriptions=600, questions=1))[0]
     images = [one["media"][0]["bytes"] for one in itertools.islice(rows, 600)]
     hashes = np.array([perceptual_hash(Image.open(io.BytesIO(data))) for data in images], np.uint64)
-    pairs = near_pairs(hashes, CONFIG.phash_distance)
+    pairs = near_pairs(hashes, NearDuplicates().phash_distance)
     assert len(pairs) > 0
-    differences = [pixel_difference(*(reduced_grey(images[place], CONFIG) for place in pair)) for pair in pairs]
-    assert min(differences) > CONFIG.pixel_difference
+    differences = [pixel_difference(*(reduced_grey(images[place]) for place in pair)) for pair in pairs]
+    assert min(differences) > NearDuplicates().pixel_difference
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,40 @@
+"""From a section of the recipe to the functions of its operator: one ``case`` each, and the only place."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from daft import Expression
+
+from components.curate import distinct, integrity, recipe
+from components.curate.rows import Rows, Verdicts
+
+
+class Implementation(NamedTuple):
+    """The functions of an operator (components/curate/recipe.py says what they do); at least one is there."""
+
+    row: Callable[[Any], Expression] | None = None
+    joint: Callable[[Any, Rows], Verdicts] | None = None
+
+    @property
+    def module(self) -> Path:
+        """The file of the operator, whose import closure is the version of its code."""
+        function = self.row or self.joint
+        return Path(sys.modules[function.__module__].__file__ or "")
+
+
+def implementation(section: recipe.Operator) -> Implementation:
+    """The functions of the operator that ``section`` describes; imports their module where it is a heavy one."""
+    match section:
+        case recipe.Schema():
+            return Implementation(integrity.schema)
+        case recipe.Decode():
+            return Implementation(integrity.decode)
+        case recipe.ExactDuplicates():
+            return Implementation(distinct.text_keys, distinct.exact_duplicates)
+        case recipe.NearDuplicates():
+            return Implementation(distinct.text_keys, distinct.near_duplicates)
+        case recipe.Decontaminate():
+            return Implementation(distinct.plain_texts, distinct.decontaminate)
+    raise TypeError(f"operator {section.op} has no implementation")
