@@ -18,7 +18,7 @@ MAX_BUFFER_SIZE = 20
 
 
 @dataclass
-class _Open:
+class OpenPack:
     """A pack that still takes samples."""
 
     samples: list[int] = field(default_factory=list)
@@ -27,7 +27,11 @@ class _Open:
 
 
 def first_fit(
-    sizes: Iterable[Size], max_tokens: int, max_units: int, max_buffer_size: int = MAX_BUFFER_SIZE
+    sizes: Iterable[Size],
+    max_tokens: int,
+    max_units: int,
+    max_buffer_size: int = MAX_BUFFER_SIZE,
+    open_packs: list[OpenPack] | None = None,
 ) -> Iterator[list[int]]:
     """Packs of a stream, as indices into it; packs that are still open when it ends are not given.
 
@@ -35,11 +39,13 @@ def first_fit(
         sizes: of every sample, none above a budget alone.
         max_tokens, max_units: budgets of a pack.
         max_buffer_size: packs that may be open at a time.
+        open_packs: the list to keep the open packs in, most units first, for a caller who looks at it or continues
+            with one.
     """
-    packs: list[_Open] = []  # most units first
+    packs: list[OpenPack] = [] if open_packs is None else open_packs  # most units first
     for index, size in enumerate(sizes):
         place = next((i for i, pack in enumerate(packs) if _fits(pack, size, max_tokens, max_units)), None)
-        pack = _Open() if place is None else packs.pop(place)
+        pack = OpenPack() if place is None else packs.pop(place)
         pack.samples.append(index)
         pack.tokens += size.tokens
         pack.units += size.units
@@ -53,5 +59,5 @@ def first_fit(
             yield packs.pop(0).samples
 
 
-def _fits(pack: _Open, size: Size, max_tokens: int, max_units: int) -> bool:
+def _fits(pack: OpenPack, size: Size, max_tokens: int, max_units: int) -> bool:
     return pack.tokens + size.tokens <= max_tokens and pack.units + size.units <= max_units
