@@ -46,7 +46,7 @@ class Mixture:
         for source, count in enumerate(counts):
             if count < 1:
                 name = names[source] if names else f"source {source}"
-                raise InputError(f"the ratio {written} asks for rows of {name}, which has none")
+                raise InputError(f"the ratio {written} asks for {name}, and there are none")
         divisor = gcd(*ratio)
         self.counts, self.ratio, self.seed = tuple(counts), tuple(part // divisor for part in ratio), seed
         if sum(self.ratio) > _LONGEST_PATTERN:

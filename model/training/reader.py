@@ -50,10 +50,8 @@ def row_order(rows: Sequence[Row], config: TrainingConfig) -> Callable[[int], in
     if config.text_to_multimodal is None:
         return EpochOrder(len(rows), config.seed).at
     kinds = [[i for i, row in enumerate(rows) if bool(row["media"]) == multimodal] for multimodal in (False, True)]
-    for name, found in zip(("text-only rows", "rows with media"), kinds, strict=True):
-        if not found:
-            raise InputError(f"training.text_to_multimodal: the dataset has no {name}")
-    mixture = Mixture([len(kind) for kind in kinds], config.text_to_multimodal, config.seed)
+    names = ("text-only rows", "rows with media")
+    mixture = Mixture([len(kind) for kind in kinds], config.text_to_multimodal, config.seed, names)
 
     def at(position: int) -> int:
         source, row = mixture.at(position)
@@ -120,7 +118,9 @@ class BatchReader:
         self._at = row_order(rows, config)
         self._blank = processor.blank_media() if blank else None
         self._sizes: dict[int, Size] = {}
-        self._packer = Packer(config.packing, self._size, self._at) if config.packing else None
+        self._packer = None
+        if config.packing is not None:
+            self._packer = Packer(config.packing, self._size, self._at, lambda index: f"row {rows[index]['id']}")
 
     @property
     def micro_batches(self) -> int:

@@ -265,6 +265,17 @@ def test_a_row_that_is_too_long_is_refused_by_name(tokenizer, rows, tmp_path):
         run(tokenizer, rows, settings(max_tokens=20), tmp_path)
 
 
+def test_a_row_that_no_pack_holds_is_refused_by_name(tokenizer, rows, tmp_path):
+    with pytest.raises(InputError, match=r"row r\d+: \d+ tokens; training\.packing\.max_tokens is 30"):
+        run(tokenizer, rows, settings(packing=PackingConfig(max_tokens=30, max_units=9)), tmp_path)
+
+
+def test_a_ratio_without_rows_of_a_kind_is_refused(tokenizer, rows, tmp_path):
+    shown = [row for row in rows if row["media"]]
+    with pytest.raises(InputError, match=r"the ratio 2 : 5 asks for text-only rows, and there are none"):
+        run(tokenizer, shown, settings(text_to_multimodal=(2, 5)), tmp_path)
+
+
 def test_an_empty_dataset_is_refused(tokenizer, tmp_path):
     with pytest.raises(InputError, match="no rows"):
         run(tokenizer, [], settings(), tmp_path)

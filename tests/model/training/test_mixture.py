@@ -72,7 +72,7 @@ def test_epochs_sources_and_seeds_are_shuffled_differently():
 @pytest.mark.parametrize(
     ("counts", "ratio", "message"),
     [
-        ([0, 9], (2, 5), "the ratio 2 : 5 asks for rows of text-only, which has none"),
+        ([0, 9], (2, 5), "the ratio 2 : 5 asks for text-only, and there are none"),
         ([9, 9], (2, 0), "the ratio 2 : 0 is not 2 whole numbers above zero"),
         ([9, 9], (2, 5, 1), "the ratio 2 : 5 : 1 is not 2 whole numbers above zero"),
         ([9, 9], (9999, 10001), "the ratio 9999 : 10001 only repeats after more than 10000 rows; round it"),
