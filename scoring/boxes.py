@@ -1,4 +1,4 @@
-"""Boxes: read one from an answer, intersection over union.
+"""Boxes and points: read one from an answer, intersection over union, whether a point lies in a box.
 
 A box is (x1, y1, x2, y2), the corners in any one unit; the embedded corpus writes integers in thousandths of the
 image's width and height, "120 80 360 410".
@@ -15,7 +15,11 @@ _BETWEEN = r"[\s,;()\[\]]+"
 _BOX = re.compile(
     rf"(?<![\w.+-])({_NUMBER}){_BETWEEN}({_NUMBER}){_BETWEEN}({_NUMBER}){_BETWEEN}({_NUMBER})(?![\w.]*\w)"
 )
+# Two or more numbers in a row, whole: the first such run is the point.
+_RUN = re.compile(rf"(?<![\w.+-]){_NUMBER}(?:{_BETWEEN}{_NUMBER})+(?![\w.]*\w)")
 _MAX_TEXT = 4096
+
+Point = tuple[float, float]
 
 
 def parse_box(text: str) -> Box | None:
@@ -29,6 +33,31 @@ def parse_box(text: str) -> Box | None:
         return None
     x1, y1, x2, y2 = (float(number) for number in match.groups())
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+
+def parse_point(text: str) -> Point | None:
+    """The point that ``text`` states, or None: its first two numbers in a row, "512 430", "(512, 430)",
+    '{"point_2d": [512, 430]}'.
+
+    Four numbers in a row are a box, and stand for its middle. Of three, or of more, nothing is read.
+    Texts over 4,096 characters state no point.
+    """
+    if len(text) > _MAX_TEXT or (match := _RUN.search(text)) is None:
+        return None
+    numbers = [float(number) for number in re.findall(_NUMBER, match.group())]
+    match numbers:
+        case [x, y]:
+            return x, y
+        case [x1, y1, x2, y2]:
+            return (x1 + x2) / 2, (y1 + y2) / 2
+        case _:
+            return None
+
+
+def point_hit(point: Point, references: Sequence[Box]) -> float:
+    """1.0 when ``point`` lies in a reference box, its edges included, else 0.0."""
+    x, y = point
+    return float(any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in references))
 
 
 def format_box(box: Sequence[float]) -> str:

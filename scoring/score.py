@@ -3,13 +3,19 @@
 ============== ==================================== ==========================================================
 scorer         parameters (default)                 right when
 ============== ==================================== ==========================================================
-exact                                               the normalised strings are equal
-numeric        tolerance (0)                        the one number in the answer is a reference, +- tolerance
+exact          after (none)                         the normalised strings are equal
+numeric        tolerance (0), after (none)          the one number in the answer is a reference, +- tolerance
 anls           threshold (0.5)                      value is the similarity itself, 0 below the threshold
 relaxed        tolerance (0.05)                     ChartQA: within 5 % of the reference, or equal text
 box_iou        threshold (0.5)                      IoU with a reference is at least the threshold
+point_in_box                                        the point, or the middle of the box, lies in a reference box
+page_html      threshold (0.5)                      value is the share of a page's elements, in order, with equal
+                                                    text and a box whose IoU is at least the threshold
 multiple_choice letters ("ABCD"), options (none)    the one letter that the answer chooses is a reference
 ============== ==================================== ==========================================================
+
+With ``after``, the answer is what follows the last such text: of "3 + 7 = 10", after "=", it is "10". Where the text
+does not occur, the whole is the answer.
 
 An answer that cannot be read as what the scorer needs is wrong (value 0) and says so (parsed False). To ``exact``,
 ``anls`` and ``relaxed`` every answer is readable.
@@ -25,15 +31,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from scoring.boxes import box_hit, format_box, parse_box
+from scoring.boxes import box_hit, format_box, parse_box, parse_point, point_hit
 from scoring.choice import parse_choice
 from scoring.numbers import numeric_match, parse_number, relaxed_match
+from scoring.pages import page_match, parse_page
 from scoring.text import anls, exact_match
 
 # Candidates for the best constant answer of one family: its most frequent references.
 MAX_CONSTANTS = 500
 
 _MAX_TOLERANCE = 1e12
+_BOXED = ("box_iou", "point_in_box")
 _Parsed = TypeVar("_Parsed")
 
 
@@ -70,13 +78,12 @@ def score_answer(name: str, parameters: str, prediction: str, answers: Sequence[
         raise ValueError(f"{name}: there is no reference answer")
     match name:
         case "exact":
-            _settings(parameters)
-            return Score(exact_match(prediction, answers))
+            return Score(exact_match(_final(prediction, _settings(parameters, after="")["after"]), answers))
         case "numeric":
-            tolerance = _settings(parameters, tolerance=0.0)["tolerance"]
+            settings = _settings(parameters, tolerance=0.0, after="")
             references = [_reference(name, parse_number(answer), answer) for answer in answers]
-            number = parse_number(prediction)
-            return UNPARSED if number is None else Score(numeric_match(number, references, tolerance))
+            number = parse_number(_final(prediction, settings["after"]))
+            return UNPARSED if number is None else Score(numeric_match(number, references, settings["tolerance"]))
         case "anls":
             return Score(anls(prediction, answers, _settings(parameters, threshold=0.5)["threshold"]))
         case "relaxed":
@@ -87,6 +94,16 @@ def score_answer(name: str, parameters: str, prediction: str, answers: Sequence[
             references = [_reference(name, parse_box(answer), answer) for answer in answers]
             box = parse_box(prediction)
             return UNPARSED if box is None else Score(box_hit(box, references, threshold))
+        case "point_in_box":
+            _settings(parameters)
+            references = [_reference(name, parse_box(answer), answer) for answer in answers]
+            point = parse_point(prediction)
+            return UNPARSED if point is None else Score(point_hit(point, references))
+        case "page_html":
+            threshold = _settings(parameters, threshold=0.5)["threshold"]
+            pages = [_reference(name, parse_page(answer), answer) for answer in answers]
+            page = parse_page(prediction)
+            return UNPARSED if page is None else Score(max(page_match(page, other, threshold) for other in pages))
         case "multiple_choice":
             return _score_choice(_settings(parameters, letters=None, options=()), prediction, answers)
         case _:
@@ -114,7 +131,7 @@ def best_constant(rows: Iterable[Mapping[str, Any]]) -> dict[str, ConstantAnswer
 def _best_of(rows: Sequence[Mapping[str, Any]]) -> ConstantAnswer:
     counts = Counter(answer for row in rows for answer in dict.fromkeys(row["answers"]))
     candidates = [answer for answer, _ in counts.most_common(MAX_CONSTANTS)]
-    boxes = [parse_box(row["answers"][0]) for row in rows if row["scorer"]["name"] == "box_iou"]
+    boxes = [parse_box(row["answers"][0]) for row in rows if row["scorer"]["name"] in _BOXED]
     if readable := [box for box in boxes if box is not None]:
         candidates += [format_box(np.mean(readable, axis=0)), format_box(np.median(readable, axis=0))]
     scored = (ConstantAnswer(candidate, _mean_score(candidate, rows)) for candidate in candidates)
@@ -133,6 +150,11 @@ def _score_choice(settings: Mapping[str, Any], prediction: str, answers: Sequenc
         raise ValueError(f"multiple_choice: the reference {unknown[0]!r} is not one of the letters {letters}")
     choice = parse_choice(prediction, letters, options)
     return UNPARSED if choice is None else Score(float(choice in {answer.strip() for answer in answers}))
+
+
+def _final(text: str, after: str) -> str:
+    """What follows the last ``after`` in ``text``; all of it where there is none."""
+    return text.rsplit(after, 1)[-1] if after else text
 
 
 def _reference(name: str, parsed: _Parsed | None, answer: str) -> _Parsed:
@@ -168,7 +190,7 @@ def _usable(key: str, value: Any) -> bool:
         case "tolerance" | "threshold":
             number = isinstance(value, int | float) and not isinstance(value, bool)
             return number and 0 <= value <= (1 if key == "threshold" else _MAX_TOLERANCE)
-        case "letters":
+        case "letters" | "after":
             return isinstance(value, str)
         case "options":
             return isinstance(value, list) and all(isinstance(option, str) for option in value)

@@ -5,12 +5,13 @@ right) is never in doubt.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from components.collect.config import GLYPH_SIDE, DigitsConfig
+from components.collect.embedded.config import GLYPH_SIDE, CanvasConfig
 from components.collect.glyphs import Glyphs
 
 Box = tuple[int, int, int, int]
@@ -52,23 +53,27 @@ class Canvas:
 class Painter:
     """Draws canvases from one pool of glyphs; magnified glyphs are made once and kept."""
 
-    def __init__(self, config: DigitsConfig, glyphs: Glyphs) -> None:
+    def __init__(self, config: CanvasConfig, glyphs: Glyphs) -> None:
         self._config = config
         self._glyphs = glyphs
         self._patches: dict[tuple[int, int], np.ndarray] = {}
         self._sizes = (round(GLYPH_SIDE * config.scale[0]), round(GLYPH_SIDE * config.scale[1]))
 
-    def draw(self, rng: np.random.Generator, count: int | None = None) -> Canvas:
-        """Draw a canvas with ``count`` digits (by default a random number of them)."""
+    def draw(self, rng: np.random.Generator, count: int | None = None, digits: Sequence[int] | None = None) -> Canvas:
+        """Draw a canvas with ``count`` digits (by default a random number of them), or with these ``digits``."""
         config = self._config
         wide = rng.random() < config.wide_share
         width, height = config.canvas * (2 if wide else 1), config.canvas
-        if count is None:
-            count = int(rng.integers(config.digits[0], config.digits[1] + 1))
-        chosen = rng.integers(len(self._glyphs), size=count).tolist()
+        if digits is not None:
+            chosen = [int(rng.choice(self._glyphs.of(digit))) for digit in digits]
+            count = len(chosen)
+        else:
+            if count is None:
+                count = int(rng.integers(config.digits[0], config.digits[1] + 1))
+            chosen = rng.integers(len(self._glyphs), size=count).tolist()
         smallest, largest = self._sizes
         sizes = rng.integers(smallest, largest + 1, size=count).tolist()
-        patches = [self._patch(index, size) for index, size in zip(chosen, sizes, strict=True)]
+        patches = [self.patch(index, size) for index, size in zip(chosen, sizes, strict=True)]
         columns = config.cells * (2 if wide else 1)
         cells = sorted(rng.choice(columns * config.cells, size=count, replace=False).tolist())
         boxes = [
@@ -81,7 +86,7 @@ class Painter:
         digits = tuple(int(self._glyphs.labels[index]) for index in chosen)
         return Canvas(buffer.getvalue(), width, height, digits, tuple(boxes))
 
-    def _patch(self, index: int, size: int) -> np.ndarray:
+    def patch(self, index: int, size: int) -> np.ndarray:
         """Glyph ``index`` magnified to ``size`` pixels and cut to its ink: float32 [H, W] in [0, 1]."""
         patch = self._patches.get((index, size))
         if patch is None:

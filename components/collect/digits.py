@@ -7,11 +7,9 @@ import numpy as np
 
 from components.collect.canvas import Canvas, Painter
 from components.collect.config import DigitsConfig, Family
-from components.collect.glyphs import load_glyphs, split_glyphs
+from components.collect.glyphs import LICENSE, SOURCE, load_glyphs, split_glyphs
 from model.data.schema import IMAGE_PLACEHOLDER, Row, Scorer, image_media, scorer
 
-SOURCE = "scikit-learn digits"
-LICENSE = "CC-BY-4.0"
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 # A question, the answer, the scorer.

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.datasets import load_digits
 
+SOURCE = "scikit-learn digits"
+LICENSE = "CC-BY-4.0"
 _FULL_INK = 16  # the glyphs are counts of black pixels in 4 x 4 blocks
 
 
@@ -22,6 +24,10 @@ class Glyphs:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def of(self, digit: int) -> np.ndarray:
+        """Indices [M] of the glyphs that show ``digit``."""
+        return np.flatnonzero(self.labels == digit)
 
 
 def load_glyphs() -> Glyphs:

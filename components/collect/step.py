@@ -2,12 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
 from components.collect.config import CollectConfig
 from components.collect.digits import FAMILIES, digit_rows, train_counts
+from components.collect.embedded.rows import embedded_counts, embedded_rows
 from components.collect.existing import open_source, valid_rows
 from components.collect.tokenizer import adopt_tokenizer, train_tokenizer, write_tokenizer
 from components.context import StepContext, StepResult
@@ -15,47 +18,94 @@ from model.data.schema import Reject, Row
 from model.data.shards import open_dataset, write_dataset
 from model.flash.config import ENGLISH_SYSTEM_PROMPT
 
+if TYPE_CHECKING:
+    from components.collect.importers.rows import Importer
+
+# By dataset, in the order of writing: its rows and their number (0 where it is not known before).
+Sources = dict[str, tuple[Iterator[Row], int]]
 _REPORT_EVERY = 256
 
 
 def run(config: CollectConfig, *, corpus: Path, heldout: Path, tokenizer: Path, context: StepContext) -> StepResult:
-    """Build the embedded corpus or take an existing dataset, and make its tokenizer.
+    """Build the embedded corpus, take an existing dataset or import a foreign one, and make its tokenizer.
 
     Args:
         corpus, heldout: outputs, datasets; every row of the source is in one of them or among its rejects.
         tokenizer: output, a Hugging Face tokenizer directory.
 
     Raises:
-        InputError: the existing dataset or tokenizer is missing or damaged, or holds no valid row.
+        InputError: the source, the dataset or the tokenizer is missing or damaged, or holds no valid row.
     """
     rejected: dict[str, list[Reject]] = {"corpus": [], "heldout": []}
-    if config.digits is not None:
-        train_rows, heldout_rows = digit_rows(config.digits)
-        train_total, heldout_total = sum(train_counts(config.digits).values()), config.digits.heldout * len(FAMILIES)
-    else:
-        assert config.dataset is not None  # the configuration has exactly one source
-        train, held = open_source(config.dataset)
-        seen: set[str] = set()
-        train_rows = valid_rows(train, rejected["corpus"], seen)
-        heldout_rows = valid_rows(held, rejected["heldout"], seen)
-        train_total, heldout_total = len(train), len(held)
+    importer = _importer(config)
+    sources = _imported(importer, rejected) if importer else _own(config, rejected)
+    directories = {"corpus": corpus, "heldout": heldout}
 
     tasks: Counter[str] = Counter()
     numbers: dict[str, float] = {}
-    for name, directory, rows, total in (
-        ("corpus", corpus, train_rows, train_total),
-        ("heldout", heldout, heldout_rows, heldout_total),
-    ):
+    for name, (rows, total) in sources.items():
         counted = _counted(rows, f"collect {name}", total, tasks if name == "corpus" else Counter(), context)
         shards = config.shards if name == "corpus" else 1
-        dataset = write_dataset(directory, counted, shards=shards, rejects=rejected[name])
+        facts = importer.facts if importer else None
+        dataset = write_dataset(
+            directories[name], counted, shards=shards, rejects=rejected[name], extra_manifest=facts
+        )
         numbers[f"{name}_rows"] = len(dataset)
         numbers[f"{name}_rejects"] = len(rejected[name])
 
     made = adopt_tokenizer(config.tokenizer) if config.tokenizer else _train(corpus, config.vocabulary)
     write_tokenizer(made, tokenizer)
     numbers["vocabulary"] = made.get_vocab_size()
-    return StepResult(numbers=numbers | {f"rows_{task}": count for task, count in sorted(tasks.items())})
+    numbers |= {f"rows_{task}": count for task, count in sorted(tasks.items())}
+    if importer is None:
+        return StepResult(numbers=numbers)
+    numbers |= {f"source_{name}": count for name, count in importer.counts.items()}
+    return StepResult(numbers=numbers, values={"source": importer.found})
+
+
+def _importer(config: CollectConfig) -> "Importer | None":
+    """The reader of a source in a foreign format, if the configuration names one."""
+    if config.source is None:
+        return None
+    from components.collect.importers.rows import open_importer  # it imports a video library, which others do without
+
+    return open_importer(config.source)
+
+
+def _imported(importer: "Importer", rejected: dict[str, list[Reject]]) -> Sources:
+    """Held-out rows first: the first pass over a source finds out how many there are."""
+    return {"heldout": (importer.heldout(rejected["heldout"]), 0), "corpus": (importer.train(rejected["corpus"]), 0)}
+
+
+def _own(config: CollectConfig, rejected: dict[str, list[Reject]]) -> Sources:
+    """The embedded corpus, or an existing dataset."""
+    if config.digits is not None or config.embedded is not None:
+        train_rows, heldout_rows, train_total, heldout_total = _built_in(config)
+        return {"corpus": (train_rows, train_total), "heldout": (heldout_rows, heldout_total)}
+    assert config.dataset is not None  # the configuration has exactly one source
+    train, held = open_source(config.dataset)
+    seen: set[str] = set()
+    return {
+        "corpus": (valid_rows(train, rejected["corpus"], seen), len(train)),
+        "heldout": (valid_rows(held, rejected["heldout"], seen), len(held)),
+    }
+
+
+def _built_in(config: CollectConfig) -> tuple[Iterator[Row], Iterator[Row], int, int]:
+    """Training rows, held-out rows and their numbers: the digits, and the further families after them."""
+    train: Iterator[Row] = iter(())
+    heldout: Iterator[Row] = iter(())
+    totals = [0, 0]
+    if config.digits is not None:
+        train, heldout = digit_rows(config.digits)
+        totals = [sum(train_counts(config.digits).values()), config.digits.heldout * len(FAMILIES)]
+    if config.embedded is not None:
+        more, more_heldout = embedded_rows(config.embedded)
+        train, heldout = chain(train, more), chain(heldout, more_heldout)
+        totals = [
+            total + sum(counts.values()) for total, counts in zip(totals, embedded_counts(config.embedded), strict=True)
+        ]
+    return train, heldout, *totals
 
 
 def _train(corpus: Path, vocabulary: int) -> Tokenizer:
@@ -65,9 +115,10 @@ def _train(corpus: Path, vocabulary: int) -> Tokenizer:
 
 def _counted(rows: Iterator[Row], label: str, total: int, tasks: Counter[str], context: StepContext) -> Iterator[Row]:
     """The same rows, counted by task and reported."""
+    done = -1
     for done, row in enumerate(rows):
         if done % _REPORT_EVERY == 0:
             context.progress(label, done, total)
         tasks[row["task"]] += 1
         yield row
-    context.progress(label, total, total)
+    context.progress(label, total or done + 1, total or done + 1)

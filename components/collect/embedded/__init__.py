@@ -1,0 +1,1 @@
+"""Further families of the embedded corpus, one module each, drawn from what wheels carry: nothing is downloaded."""
