@@ -143,7 +143,7 @@ def write_checkpoint(
     """Write ``checkpoint-<step>`` and remove the others; ``workers`` holds the newest state of every worker."""
     target = directory / f"checkpoint-{step}"
     target.mkdir(parents=True, exist_ok=True)
-    save_model(model, str(target / _MODEL))  # tied weights once, as the Trainer
+    save_model(model, str(target / _MODEL))  # tied weights once, as the Trainer writes them
     torch.save(optimizer.state_dict(), target / _OPTIMIZER)
     torch.save(scheduler.state_dict(), target / _SCHEDULER)
     torch.save(_random_states(), target / _RANDOM)

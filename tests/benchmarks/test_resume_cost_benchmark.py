@@ -7,30 +7,30 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import packing_mix, resume_cost
+from benchmarks import packing_mix, resume_cost, resume_sides
 from benchmarks.peers.first_fit import first_fit
 from benchmarks.peers.official_checkpoint import PackedDataset, buffer_bytes
 from tests.tiny import TILE, tiny_config
 
-SCALE = resume_cost.Scale(rows=60, max_tokens=1200, max_tiles=24, lookahead=12, buffers=3, warm_packs=4)
+SCALE = resume_sides.Scale(rows=60, max_tokens=1200, max_tiles=24, lookahead=12, buffers=3, warm_packs=4)
 
 
 @pytest.fixture(scope="module")
 def prepared():
     torch.set_num_threads(1)
-    return resume_cost.prepare(SCALE.rows, tiny_config(tie_word_embeddings=True))
+    return resume_sides.prepare(SCALE.rows, tiny_config(tie_word_embeddings=True))
 
 
 @pytest.fixture
 def ours(prepared):
     network, rows, processor = prepared
-    return resume_cost.Ours(network, processor, rows, SCALE)
+    return resume_sides.Ours(network, processor, rows, SCALE)
 
 
 @pytest.fixture
 def peer(prepared, ours):
     network, rows, processor = prepared
-    peer = resume_cost.Peer(network, processor, rows, SCALE)
+    peer = resume_sides.Peer(network, processor, rows, SCALE)
     peer.take_moments(ours)
     return peer
 
@@ -84,14 +84,13 @@ def test_the_peers_checkpoint_restores_weights_moments_random_states_and_the_str
 def test_both_sides_store_the_same_network_and_moments(ours, peer, tmp_path):
     stored = {
         "ours": sum(f.stat().st_size for f in ours.write(tmp_path / "ours", 2).glob("*.safetensors")),
-        "peer": sum((peer.write(tmp_path / "peer", 2) / name).stat().st_size for name in FILES),
+        "peer": sum(
+            (peer.write(tmp_path / "peer", 2) / name).stat().st_size for name in ("model.safetensors", "optimizer.pt")
+        ),
     }
     parameters = sum(p.numel() for p in peer.model.parameters())
     for size in stored.values():
         assert 1 <= size / (12 * parameters) < 1.25  # names, and one file's header for every tensor
-
-
-FILES = ("model.safetensors", "optimizer.pt")
 
 
 def test_the_peer_packs_what_first_fit_packs_and_its_buffers_keep_the_budgets(prepared):
@@ -108,6 +107,16 @@ def test_the_peer_packs_what_first_fit_packs_and_its_buffers_keep_the_budgets(pr
         held = dataset.state()["buffer_list"]
         assert len(held) <= SCALE.buffers
         assert all(len(buffer["input_ids"]) <= SCALE.max_tokens for buffer in held)
+
+
+def test_the_peer_starts_with_the_state_that_its_packs_leave(peer):
+    dataset = peer.new_dataset()
+    for _ in range(SCALE.warm_packs):
+        dataset.next()
+    state = dataset.state()
+    assert state["drawn"] == peer.worker["drawn"]
+    pairs = zip(state["buffer_list"], peer.worker["buffer_list"], strict=True)
+    assert all(same_pack(one, other) for one, other in pairs)
 
 
 def test_the_peers_state_is_a_copy_of_its_pixels_and_ours_is_a_few_numbers(ours, peer):
