@@ -3,11 +3,11 @@
 Both sides hold the same network (profile ``tiny``), its AdamW moments after real steps, and a packer in the midst of
 the same stream: rows of the mix ``text-and-tiles`` as chat rows, tiles of 56 pixels (the network's own), budgets of 96
 tiles and 2,400 tokens, which bind as the published ones do. Ours keeps stream positions, and its load includes
-measuring the waiting rows again (they lie in memory). The peer (``peers/official_checkpoint.py``) keeps one dataloader worker's 20 open
-buffers as they are after 1,000 packs, about 25 MB; the process stays under 2 GB. ``ratio`` is peer / ours in seconds of
-write and load together. At this size the network's part is small, and measuring the waiting rows again is most of what
-ours loads. The network is the same on both sides, so with a large one the ratio goes towards 1, and with every further
-worker away from it: see the figures under ``computed``, which are computed and not measured.
+measuring the waiting rows again (they lie in memory). The peer (``peers/official_checkpoint.py``) keeps one dataloader
+worker's 20 open buffers as they are after 1,000 packs, about 25 MB; the process stays under 2 GB. ``ratio`` is peer /
+ours in seconds of write and load together. At this size the network's part is small, and measuring the waiting rows
+again is most of what ours loads. The network is the same on both sides, so with a large one the ratio goes towards 1,
+and with every further worker away from it: see the figures under ``computed``, which are computed and not measured.
 
 Neither side syncs what it writes to the disk, and both load from the page cache. How long a sync takes after a write is
 measured apart and counts on neither side.
