@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -38,16 +37,18 @@ Overrides = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """What is trained: a profile's network and rows, so many rows in a step."""
+    """What is trained: a profile's network on rows of digits, so many in a step; ``attention`` is that of padded rows
+    and of the tower, on both sides."""
 
     profile: str
     digits: Overrides
     rows_in_step: int
+    attention: str
 
 
-TINY = Shape("tiny", {}, 64)
+TINY = Shape("tiny", {}, 64, "eager")  # faster than sdpa in bfloat16 on a CPU
 # A canvas of 896 is 4 tiles and a thumbnail, a wide one 8 and a thumbnail: 1,280 and 2,304 visual tokens.
-GPU = Shape("internvl3_5_1b", {"canvas": 896, "wide_share": 0.5, "scale": [8.0, 20.0]}, 8)
+GPU = Shape("internvl3_5_1b", {"canvas": 896, "wide_share": 0.5, "scale": [8.0, 20.0]}, 8, "sdpa")
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,7 @@ def prepare(shape: Shape, steps: int, directory: Path, vocabulary: int | None = 
     from model.flash.build import build_model
 
     profile = load_profile(shape.profile)
-    count = -(-steps * shape.rows_in_step // len(FAMILIES))
-    given = load_profile("tiny").collect.digits.model_dump(mode="json")
-    digits = DigitsConfig.model_validate(
-        given | shape.digits | {"transcriptions": count, "questions": count, "mix": {}}
-    )
-    rows = list(islice(digit_rows(digits)[0], count * len(FAMILIES)))
+    rows = list(digit_rows(digits_of(shape, -(-steps * shape.rows_in_step // len(FAMILIES))))[0])
     texts = (message["content"] for row in rows for message in row["messages"])
     tokenizer = train_tokenizer(texts, 512, ENGLISH_SYSTEM_PROMPT)
     network, processor = build_model(_random_weights(profile.pretrain.model, vocabulary), tokenizer, seed=0)
@@ -140,6 +136,13 @@ def prepare(shape: Shape, steps: int, directory: Path, vocabulary: int | None = 
         mean(size.tokens for size in sizes),
         max(size.units for size in sizes),
     )
+
+
+def digits_of(shape: Shape, count: int) -> DigitsConfig:
+    """The corpus of the profile ``tiny`` with ``count`` rows of each family, on the shape's canvases."""
+    given = load_profile("tiny").collect.digits.model_dump(mode="json")
+    counts = {"transcriptions": count, "questions": count, "mix": {}}
+    return DigitsConfig.model_validate(given | shape.digits | counts)
 
 
 def _random_weights(model: ModelConfig, vocabulary: int | None) -> ModelConfig:
@@ -158,7 +161,7 @@ def training(shape: Shape, prepared: Prepared, steps: int, **changes: Any) -> Tr
     }
     common = {
         **{name: getattr(settings, name) for name in ("learning_rate", "betas", "eps", "weight_decay", "precision")},
-        "attention": settings.attention,
+        "attention": shape.attention,
         "loss_averaging": "token",
         "drop_path_rate": 0.0,  # the peer has none
         "steps": steps,

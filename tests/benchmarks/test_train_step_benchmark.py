@@ -3,18 +3,20 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import train_step
 from benchmarks.train_step import Measurement, Prepared, Shape, measure, padded, prepare, train_ours, training
-from components.collect.digits import FAMILIES
+from components.collect.digits import FAMILIES, digit_rows
 from model.data.errors import InputError
 from model.data.shards import open_dataset
+from pipelines.profile import load_profile
 
 ROWS = 2 * len(FAMILIES)
-SMALL = Shape("micro", {}, ROWS)
+SMALL = Shape("micro", {}, ROWS, "sdpa")
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +31,7 @@ def test_the_peer_trains_on_our_tokens_and_starts_from_our_loss(prepared):
 
     rows = list(open_dataset(prepared.rows).rows())
     assert len(rows) == ROWS
-    common = {"precision": "float32", "attention": "sdpa", "threads": 1}
-    config = training(SMALL, prepared, 1, **common, **padded(SMALL))
+    config = training(SMALL, prepared, 1, precision="float32", threads=1, **padded(SMALL))
     (ours,) = train_ours(prepared.model, rows, config)
     (peer,) = hf_trainer.train(prepared.model, rows, config)
     assert (ours["tokens"], ours["targets"]) == (peer["tokens"], peer["targets"])
@@ -87,3 +88,13 @@ def test_options_are_compared_with_the_run_they_change(monkeypatch, prepared):
     assert [config.compile for _, config in asked].count(True) == 1
     chunked = next(row for row in table if "in chunks" in row["option"])
     assert chunked["against"] == "larger vocabulary, loss at once"
+
+
+def test_the_gpu_shape_is_that_of_the_published_model_on_images_of_several_tiles():
+    digits = train_step.digits_of(train_step.GPU, 1)
+    rows = list(digit_rows(digits)[0])
+    assert {medium["width"] for row in rows for medium in row["media"]} <= {896, 1792}
+    config = training(train_step.GPU, Prepared(Path(), Path(), 2000.0, 9), 5)
+    assert config.packing.max_tokens == 2000 * train_step.GPU.rows_in_step
+    language = train_step._random_weights(load_profile(train_step.GPU.profile).pretrain.model, None).language
+    assert (language.hidden_size, language.num_hidden_layers, language.vocab_size) == (1024, 28, 151936)
