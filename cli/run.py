@@ -32,6 +32,12 @@ SetOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 InputOption = Annotated[list[str] | None, typer.Option("--input", metavar="NAME=DIR", help="Once for each input.")]
 OutputOption = Annotated[list[str] | None, typer.Option("--output", metavar="NAME=DIR", help="Once for each output.")]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR", help="Train on this directory (docs/data.md); the profile is then tiny by default."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="No progress; one line of JSON at the end.")]
 
 
@@ -58,16 +64,24 @@ def choose_profile(name: str | None, settings: list[str] | None) -> "Profile":
 
 
 def run(
-    profile: ProfileOption = None, settings: SetOption = None, quiet: QuietOption = False, machine: JsonOption = False
+    profile: ProfileOption = None,
+    settings: SetOption = None,
+    data: DataOption = None,
+    quiet: QuietOption = False,
+    machine: JsonOption = False,
 ) -> None:
     """Run the whole line through a KFP pipeline on this machine. What the store holds is not computed again.
 
-    Examples: `fovea run`, `fovea run --profile micro`, `fovea run --set sft.training.learning_rate=5e-4`
+    With `--data`, on a directory of your own: images and a CSV of questions and answers, or any format of docs/data.md.
+
+    Examples: `fovea run --profile micro`, `fovea run --data meters`, `fovea run --set sft.training.learning_rate=5e-4`
     """
     from cli.line import alone, run_line, settings_for
     from cli.progress import choose_mode
 
-    chosen = choose_profile(profile, settings)
+    chosen, found = _profile_on(data, profile, settings) if data else (choose_profile(profile, settings), "")
+    if found and not (quiet or machine):
+        print(f"{data}: {found}")
     surroundings = settings_for(resume_command())
     with alone(surroundings.out):
         line = run_line(chosen, surroundings, choose_mode(quiet, machine), Path.cwd())
@@ -77,6 +91,15 @@ def run(
         _show(line)
     if not line.run.ok:
         raise typer.Exit(1)
+
+
+def _profile_on(data: Path, name: str | None, settings: list[str] | None) -> tuple["Profile", str]:
+    """The profile that trains on a directory of the user's, and what was found in it."""
+    from cli.own_data import DEFAULT_PROFILE, data_overrides
+    from pipelines.profile import load_profile, parse_overrides
+
+    changes, found = data_overrides(data, parse_overrides(settings or []), default_profile=name is None)
+    return load_profile(name or DEFAULT_PROFILE, changes), found
 
 
 def _record(line: "Line", profile: "Profile") -> dict[str, Any]:

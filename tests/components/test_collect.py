@@ -260,7 +260,7 @@ def test_a_dataset_without_a_valid_row_is_refused(tmp_path, context):
 
 def test_there_is_exactly_one_source(tmp_path):
     for wrong in ({}, {"digits": SMALL, "dataset": tmp_path}):
-        with pytest.raises(ValidationError, match="exactly one of digits and dataset"):
+        with pytest.raises(ValidationError, match="exactly one of digits, dataset and source"):
             CollectConfig(**wrong)
 
 

@@ -34,7 +34,7 @@ def export_webdataset(rows: Iterable[Row], directory: Path, shard_bytes: int = S
         try:
             for row in rows:
                 if tar is None:
-                    tar, size = tarfile.open(partial / f"shard-{shard:05d}.tar", "w", format=tarfile.PAX_FORMAT), 0
+                    tar, size = tarfile.TarFile(partial / f"shard-{shard:05d}.tar", "w", format=tarfile.PAX_FORMAT), 0
                     shard += 1
                 for name, data in _members(f"{count:09d}", row):
                     _add(tar, name, data)

@@ -24,7 +24,7 @@ from scoring.score import score_answer
 STEP = "collect"
 PRETRAIN_TASK = "pretrain"
 _REASON_SIGNS = 300
-_ID_SIGNS = 200
+_ID_SIGNS = 1000
 
 
 class Ids:
@@ -161,7 +161,7 @@ class Importer:
     def _take_id(self, record: Record, copy: int) -> str:
         """The record's own id; with its place where that is taken, or where it has none."""
         name = _writable(record.id if record.id is not None and record.refused is None else record.place)
-        name = name.strip()[:_ID_SIGNS] or _writable(record.place)
+        name = name[:_ID_SIGNS] if name.strip() else _writable(record.place)
         name = f"{name}#{copy + 1}" if copy else name
         if self._ids.take(name):
             return name
