@@ -47,9 +47,7 @@ def run(config: CollectConfig, *, corpus: Path, heldout: Path, tokenizer: Path, 
         counted = _counted(rows, f"collect {name}", total, tasks if name == "corpus" else Counter(), context)
         shards = config.shards if name == "corpus" else 1
         facts = importer.facts if importer else None
-        dataset = write_dataset(
-            directories[name], counted, shards=shards, rejects=rejected[name], extra_manifest=facts
-        )
+        dataset = write_dataset(directories[name], counted, shards=shards, rejects=rejected[name], extra_manifest=facts)
         numbers[f"{name}_rows"] = len(dataset)
         numbers[f"{name}_rejects"] = len(rejected[name])
 
