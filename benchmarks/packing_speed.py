@@ -29,8 +29,8 @@ from model.data.schema import IMG_CONTEXT, IMG_END, IMG_START, TURN_END
 from model.families.interface import Sample
 from model.flash.build import build_model
 from model.flash.config import LanguageConfig, ModelConfig, VisionConfig
-from model.flash.network import FlashModel, set_attention
-from model.training.attention import use_varlen_attention
+from model.flash.network import FlashModel
+from model.training.attention import set_attention, use_varlen_attention
 from model.training.batches import Batch, pack, pad
 from model.training.config import PackingConfig
 from model.training.loop import supervised_loss

@@ -2,15 +2,14 @@
 
 Both sides hold the same network (profile ``tiny``), its AdamW moments after real steps, and a packer in the midst of
 the same stream: rows of the mix ``text-and-tiles`` as chat rows, tiles of 56 pixels (the network's own), budgets of 96
-tiles and 2,400 tokens, which bind as the published ones do. Ours keeps stream positions, and its load includes
-measuring the waiting rows again (they lie in memory). The peer (``peers/official_checkpoint.py``) keeps one dataloader
-worker's 20 open buffers as they are after 1,000 packs, about 25 MB; the process stays under 2 GB. ``ratio`` is peer /
-ours in seconds of write and load together. At this size the network's part is small, and measuring the waiting rows
-again is most of what ours loads. The network is the same on both sides, so with a large one the ratio goes towards 1,
-and with every further worker away from it: see the figures under ``computed``, which are computed and not measured.
+tiles and 2,400 tokens, which bind as the published ones do. Ours keeps stream positions and sizes. The peer
+(``peers/official_checkpoint.py``) keeps one dataloader worker's 20 open buffers as they are after 1,000 packs, about
+25 MB; the process stays under 2 GB. ``ratio`` is peer / ours in seconds of write and load together. At this size the
+network's part is small. The network is the same on both sides, so with a large one the ratio goes towards 1, and with
+every further worker away from it: see the figures under ``computed``, which are computed and not measured.
 
-Neither side syncs what it writes to the disk, and both load from the page cache. How long a sync takes after a write is
-measured apart and counts on neither side.
+Ours syncs what it writes to the disk, and its seconds say so; the peer does not, as its trainer does not. How long a
+sync of it takes after a write is measured apart and does not count. Both load from the page cache.
 """
 
 import itertools
@@ -119,7 +118,7 @@ def describe(costs: dict[str, list[Cost]], packs: dict[str, list[float]], ours: 
     """Everything but the headline, printed as well."""
     held = peer.worker["buffer_list"]
     sizes = {"ours": len(json.dumps(ours.state.packer)), "peer": buffer_bytes(held)}
-    details: dict[str, Any] = {"mix": packing_mix.NAME, "scale": asdict(MEASURED), "synced_by_either": False}
+    details: dict[str, Any] = {"mix": packing_mix.NAME, "scale": asdict(MEASURED), "synced_by": "ours"}
     for side, found in costs.items():
         parts = {name: [round(getattr(cost, name), 5) for cost in found] for name in ("write", "load", "sync")}
         middle = {f"{name}_seconds": round(statistics.median(values), 5) for name, values in parts.items()}
@@ -135,9 +134,6 @@ def describe(costs: dict[str, list[Cost]], packs: dict[str, list[float]], ours: 
             f"{found[-1].size / 1e6:.2f} MB, of it packer {sizes[side] / 1e6:.4f} MB; state of the packer for every "
             f"pack {details[side]['packer_seconds_per_pack'] * 1e6:.1f} us"
         )
-    measuring = statistics.median(ours.measuring_seconds() for _ in costs["ours"])
-    details["ours"]["load_seconds_of_measuring_waiting_rows"] = round(measuring, 5)
-    print(f"ours  of loading, {measuring:.3f} s go to measuring the waiting rows again")
     tiles = sum(len(buffer["pixel_values"]) for buffer in held)
     details["peer"] |= {"buffers": len(held), "tiles": tiles, "workers": 1}
     details["computed"] = published(details["peer"]["packer_bytes"] / details["peer"]["packer_seconds_per_pack"])

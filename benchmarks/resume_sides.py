@@ -132,12 +132,6 @@ class Ours:
         reader.resume(state.packer)
         return state
 
-    def measuring_seconds(self) -> float:
-        """What of loading goes to the waiting rows."""
-        reader, started = self.reader(), time.perf_counter()
-        reader.resume(self.state.packer)
-        return time.perf_counter() - started
-
     def pack_seconds(self, packs: int) -> list[float]:
         """Seconds that the packer's state takes after each of so many packs."""
         packer = Packer(

@@ -254,10 +254,3 @@ def pack_borders(inputs: Inputs) -> dict[str, Tensor | int]:
         return {}
     longest = int(borders.diff().max())
     return {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
-
-
-def set_attention(model: FlashModel, implementation: str) -> None:
-    """Choose transformers' attention implementation (eager, sdpa, flash_attention_2) for both halves."""
-    for half in (model.vision_tower, model.language_model):
-        if half is not None:
-            half.set_attn_implementation(implementation)

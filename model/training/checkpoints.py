@@ -5,6 +5,7 @@ of rows are functions of the seed and the step, so the step is their state; a pa
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -55,11 +56,23 @@ def save_checkpoint(directory: Path, engine: Engine, state: TrainingState) -> No
     if not writes:
         return
     (temporary / _STATE).write_text(json.dumps(asdict(state)))
+    # Older ones go when this one is on the disk: a loss of power must not leave an empty one alone.
+    for path in (*temporary.iterdir(), temporary):
+        _sync(path)
     if target.exists():
         shutil.rmtree(target)
     temporary.rename(target)
+    _sync(directory)
     for older in _complete(directory)[:-1]:
         shutil.rmtree(older)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _parts(engine: Engine) -> Iterator[dict[str, Any]]:

@@ -23,8 +23,9 @@ class PackerState(TypedDict):
 
     drawn: int
     """Positions drawn so far; the next one to draw."""
-    waiting: list[int]
-    """Drawn positions that are in no pack yet, oldest first."""
+    waiting: list[list[int]]
+    """Position, tokens and units of the drawn rows that are in no pack yet, oldest first: measuring them again would be
+    most of the time that a resumed run needs to begin."""
 
 
 class Packer:
@@ -41,8 +42,7 @@ class Packer:
 
     Args:
         config: the two budgets and the size of the window.
-        sizes: size of the row with an index; called once for every position drawn, and once for each waiting position
-            after ``load``.
+        sizes: size of the row with an index; called once for every position drawn.
         order: row index at a position of the stream (0, 1, 2, ...); called where ``sizes`` is.
         name: how a message calls the row with an index.
     """
@@ -75,7 +75,8 @@ class Packer:
 
     def state(self) -> PackerState:
         """What ``load`` needs to continue with the same packs; fit for JSON."""
-        return {"drawn": self._drawn, "waiting": list(self._waiting)}
+        waiting = [[position, *size] for position, (_, size) in self._waiting.items()]
+        return {"drawn": self._drawn, "waiting": waiting}
 
     def load(self, state: PackerState) -> None:
         """Continue where ``state`` was taken; the stream must be the same.
@@ -83,12 +84,14 @@ class Packer:
         Raises:
             InputError: a waiting row exceeds a budget alone, because the budgets were lowered.
         """
-        waiting = {position: self._measure(position) for position in state["waiting"]}
+        waiting = {position: self._fitting(self._order(position), Size(*size)) for position, *size in state["waiting"]}
         self._drawn, self._waiting = state["drawn"], waiting
 
     def _measure(self, position: int) -> tuple[int, Size]:
         row = self._order(position)
-        size = self._sizes(row)
+        return self._fitting(row, self._sizes(row))
+
+    def _fitting(self, row: int, size: Size) -> tuple[int, Size]:
         for taken, what in ((size.tokens, "tokens"), (size.units, "units")):
             budget = getattr(self.config, f"max_{what}")
             if taken > budget:

@@ -153,7 +153,7 @@ class BatchReader:
         size, config = self.config.batch_size, self.config
         if self._packer is not None:
             packs = [self._packer.next() for _ in range(size)][self.rank :: self.ranks]
-            batches = [pack(self._samples(step, rows), config.loss_averaging, self._blank) for rows in packs]
+            batches = [pack(self._measured(step, rows), config.loss_averaging, self._blank) for rows in packs]
             return Reading(step, batches, self._packer.state())
         rows = [self._at(position) for position in range(step * size, (step + 1) * size)][self.rank :: self.ranks]
         samples, micro = self._samples(step, rows), config.micro_batch_size or size
@@ -163,6 +163,22 @@ class BatchReader:
             for start in range(0, len(samples), micro)
         ]
         return Reading(step, batches, None)
+
+    def _measured(self, step: int, rows: Sequence[int]) -> list[Sample]:
+        """Samples of the sizes that the packer was told, so that no pack exceeds its budgets.
+
+        Raises:
+            InputError: a row states another width, height or length of a medium than it has.
+        """
+        samples = self._samples(step, rows)
+        for sample, row in zip(samples, rows, strict=True):
+            if sample.size != self._size(row):
+                told, found = self._size(row), sample.size
+                raise InputError(
+                    f"row {sample.row_id}: its media give {found.tokens} tokens and {found.units} visual units, but "
+                    f"their stated sizes {told.tokens} and {told.units}"
+                )
+        return samples
 
     def _samples(self, step: int, rows: Sequence[int]) -> list[Sample]:
         return [self._sample(step, row) for row in rows]

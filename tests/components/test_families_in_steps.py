@@ -73,3 +73,21 @@ def test_random_weights_are_drawn_for_internvl_only(released, data, tmp_path):
     config = SftConfig(training=TRAINING.model_copy(update={"lora": None}), init="random")
     with pytest.raises(InputError, match=r"sft\.init: random weights are drawn for InternVL only"):
         sft(config, rows=data, heldout=data, init=released, model=tmp_path / "m", context=StepContext(tmp_path))
+
+
+def test_a_row_whose_picture_is_not_of_its_stated_size_is_refused_by_name(released, tmp_path):
+    """Packs are planned by what rows state, before a pixel is decoded."""
+    row = mixed_row("odd", np.random.default_rng(0), "i", "yes")
+    row["media"][0]["width"] = 900
+    write_dataset(tmp_path / "rows", [row])
+    config = SftConfig(training=TRAINING, heldout_rows=1)
+    context = StepContext(state_dir=tmp_path / "state")
+    with pytest.raises(InputError, match=r"row odd: its media give \d+ tokens .* stated sizes"):
+        sft(
+            config,
+            rows=tmp_path / "rows",
+            heldout=tmp_path / "rows",
+            init=released,
+            model=tmp_path / "m",
+            context=context,
+        )

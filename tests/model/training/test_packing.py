@@ -38,7 +38,7 @@ def test_budgets_hold_and_the_oldest_waiting_row_is_in_every_pack(sizes, lookahe
         assert sum(sizes[n % len(sizes)].units for n in pack) <= UNITS
     # Neither lost nor twice: every drawn position is in exactly one pack or waits.
     state = packer.state()
-    assert sorted([*packed, *state["waiting"]]) == list(range(state["drawn"]))
+    assert sorted([*packed, *(position for position, *_ in state["waiting"])]) == list(range(state["drawn"]))
 
 
 @given(SIZES, LOOKAHEADS)
@@ -97,12 +97,24 @@ def test_a_row_beyond_a_budget_is_refused_by_name(size, message):
     assert str(error.value) == message
 
 
-def test_state_holds_positions_only_and_no_more_than_the_window():
+def test_state_holds_positions_and_sizes_only_and_no_more_than_the_window():
     packer = packer_of([Size(7, 1), Size(31, 0), Size(44, 6)], 5)
     packer.next()
     state = packer.state()
     assert set(state) == {"drawn", "waiting"}
-    assert all(type(position) is int for position in state["waiting"]) and len(state["waiting"]) < 5
+    assert all(type(number) is int for row in state["waiting"] for number in row) and len(state["waiting"]) < 5
+
+
+def test_resuming_measures_nothing_again():
+    packer = packer_of([Size(7, 1), Size(31, 0), Size(44, 6)], 5)
+    packer.next()
+
+    def unmeasurable(row):
+        raise AssertionError(f"row {row} is measured again")
+
+    again = Packer(packer.config, unmeasurable, lambda n: n % 3)
+    again.load(json.loads(json.dumps(packer.state())))
+    assert again.state() == packer.state()
 
 
 def test_packs_of_the_named_mix_are_full_where_first_fit_leaves_five_percent():

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.families.interface import Inputs
 from model.families.opening import load_network, load_processor
-from model.flash.network import set_attention
 from model.training import flops, stopping
+from model.training.attention import set_attention
 from model.training.flops import StepCost, peak_flops, step_cost
 from model.training.metrics import TrainingMetrics
 from tests.tiny import TILE, picture, question_row, random_model
