@@ -4,7 +4,6 @@ import hashlib
 import io
 from itertools import pairwise
 
-import av
 import numpy as np
 from PIL import Image
 
@@ -144,6 +143,8 @@ def _animation(frames: Frames, config: ClipsConfig) -> bytes:
 
 def _h264(frames: Frames, fps: int) -> bytes:
     """H.264 in MP4, from one thread: the same frames give the same bytes."""
+    import av  # only this container needs the video library
+
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as file:
         stream = file.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast", "threads": "1"})

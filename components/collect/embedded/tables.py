@@ -12,6 +12,7 @@ from components.collect.embedded.fonts import package_directory
 
 SOURCE = "vega_datasets"
 LICENSE = "MIT"  # of the package; docs/data.md
+_MISSING = ("", "NA")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 Record = dict[str, Any]
@@ -94,7 +95,9 @@ def table_series(table: Table) -> tuple[Series, ...]:
     columns = _TABLES[table]
     sums: dict[tuple[str, str], dict[str, tuple[float, int]]] = {}
     for record in _records(table, columns.suffix):
-        label = _label(table, str(record[columns.label]))
+        if (text := str(record[columns.label])) in _MISSING:
+            continue
+        label = _label(table, text)
         for column, title in columns.values.items():
             if (number := record.get(column)) in (None, ""):
                 continue
