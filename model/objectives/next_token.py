@@ -51,7 +51,7 @@ def chunked_next_token_loss(
     """``next_token_loss`` of ``head(states)``, with the logits of at most ``chunk`` positions in memory at a time.
 
     The positions are cut into even pieces; the logits of a piece are computed again in the backward pass. ``head`` is
-    called as a module, so that hooks (gathering of divided weights) and adapters work.
+    called as a module, so that hooks (gathering of divided weights) and adapters work. A single piece is kept instead.
 
     Args:
         states_MD: final hidden states at the positions before the targets; M may be 0, then the loss is a zero that
@@ -75,6 +75,9 @@ def chunked_next_token_loss(
     def piece_loss(states: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         return next_token_loss(head(states), targets, weights, denominator)
 
+    if calls == 1:
+        # One piece is all there is: computing it again would save nothing.
+        return piece_loss(states_MD, targets_M, weights_M)
     pieces = zip(*(x.tensor_split(calls) for x in (states_MD, targets_M, weights_M)), strict=True)
     losses = [checkpoint(piece_loss, *piece, use_reentrant=False) for piece in pieces]
     return torch.stack(losses).sum()
