@@ -80,7 +80,7 @@ def test_chunks_give_the_loss_and_the_gradients_of_the_whole(positions, chunk, s
     found = torch.autograd.grad(loss, (states, head.weight, head.bias))
     torch.testing.assert_close(loss, whole)
     torch.testing.assert_close(found, expected)
-    assert len(head.rows) == (2 * calls if calls > 1 else 1), "the backward pass calls the head as often; one piece is kept"
+    assert len(head.rows) == (2 * calls if calls > 1 else 1), "as often in the backward pass; one piece is kept"
     assert max(head.rows) <= chunk
 
 
