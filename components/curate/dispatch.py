@@ -7,7 +7,18 @@ from typing import Any, NamedTuple
 
 from daft import Expression
 
-from components.curate import distinct, integrity, recipe
+from components.curate import (
+    clip_score,
+    distinct,
+    integrity,
+    language,
+    model_sections,
+    ocr,
+    recipe,
+    semantic,
+    unsafe,
+    video_operators,
+)
 from components.curate.rows import Rows, Verdicts
 
 
@@ -37,4 +48,22 @@ def implementation(section: recipe.Operator) -> Implementation:
             return Implementation(distinct.text_keys, distinct.near_duplicates)
         case recipe.Decontaminate():
             return Implementation(distinct.plain_texts, distinct.decontaminate)
+        case model_sections.Languages():
+            return Implementation(language.languages)
+        case model_sections.Unsafe():
+            return Implementation(unsafe.unsafe)
+        case model_sections.SemanticDuplicates():
+            return Implementation(semantic.embeddings, semantic.semantic_duplicates)
+        case model_sections.OcrAgreement():
+            return Implementation(ocr.ocr_agreement)
+        case model_sections.ClipScore():
+            return Implementation(clip_score.clip_score)
+        case model_sections.VideoMetadata():
+            return Implementation(video_operators.video_metadata)
+        case model_sections.VideoKeyframes():
+            return Implementation(video_operators.video_keyframes)
+        case model_sections.VideoMotion():
+            return Implementation(video_operators.video_motion)
+        case model_sections.VideoWords():
+            return Implementation(video_operators.video_words)
     raise TypeError(f"operator {section.op} has no implementation")

@@ -31,6 +31,17 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from components.curate.model_sections import (
+    ClipScore,
+    Languages,
+    OcrAgreement,
+    SemanticDuplicates,
+    Unsafe,
+    VideoKeyframes,
+    VideoMetadata,
+    VideoMotion,
+    VideoWords,
+)
 from model.config import Section
 
 
@@ -232,7 +243,16 @@ Operator = Annotated[
     | Decontaminate
     | Statistics
     | Difficulty
-    | Mixture,
+    | Mixture
+    | Languages
+    | Unsafe
+    | SemanticDuplicates
+    | OcrAgreement
+    | ClipScore
+    | VideoMetadata
+    | VideoKeyframes
+    | VideoMotion
+    | VideoWords,
     Field(discriminator="op"),
 ]
 """Every operator that a recipe may name."""

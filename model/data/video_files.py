@@ -93,6 +93,14 @@ class Container:
         # Streams without an index cannot be entered in the middle.
         return self._frames(wanted, seek=self.format not in ("mpeg", "mpegts") and wanted[0] != self.stamps[0])
 
+    def keyframes(self) -> list[float]:
+        """Seconds of the frames that need no other frame to be decoded, in order; read from the packets."""
+        with self._open() as file:
+            packets = file.demux(file.streams.video[0])
+            stamps = sorted(packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None)
+            tick = float(file.streams.video[0].time_base or 1 / 90_000)
+        return [(stamp - self.stamps[0]) * tick for stamp in stamps]
+
     def _frames(self, wanted: list[int], *, seek: bool) -> Iterator[Image.Image]:
         with self._open() as file:
             stream = file.streams.video[0]
@@ -143,6 +151,10 @@ class Animation:
             self.image.load()
             self.times.append(self.duration)
             self.duration += self.image.info.get("duration", 0) / 1000 or _STILL_SECONDS
+
+    def keyframes(self) -> list[float]:
+        """Seconds of the frames that need no other frame: a later frame may be laid over the ones before it."""
+        return [0.0]
 
     def decode(self, indices: list[int]) -> Iterator[Image.Image]:
         for index in indices:
