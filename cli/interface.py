@@ -14,10 +14,11 @@ _ARTIFACTS = frozenset({"Artifact", "Dataset", "Model"})
 
 @dataclass(frozen=True)
 class Interface:
-    """Names of a step's inputs and outputs, all of them directories."""
+    """Names of a step's inputs and outputs, all of them directories; ``optional`` are inputs that may be left out."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    optional: tuple[str, ...] = ()
 
 
 def interface_of(step: str) -> Interface:
@@ -30,11 +31,16 @@ def interface_of(step: str) -> Interface:
     tree = ast.parse((_COMPONENTS / step / "component.py").read_text())
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == step)
     kinds: dict[str, list[str]] = {"Input": [], "Output": []}
+    optional = []
     for argument in function.args.args:
-        kind, artifact = _annotation(argument.annotation)
+        annotation = argument.annotation
+        if may_be_none := isinstance(annotation, ast.BinOp):  # Input[Artifact] | None
+            annotation = annotation.left
+        kind, artifact = _annotation(annotation)
         if kind in kinds and artifact in _ARTIFACTS:
             kinds[kind].append(argument.arg)
-    return Interface(tuple(kinds["Input"]), tuple(kinds["Output"]))
+            optional += [argument.arg] * may_be_none
+    return Interface(tuple(kinds["Input"]), tuple(kinds["Output"]), tuple(optional))
 
 
 def _annotation(node: ast.expr | None) -> tuple[str, str]:
@@ -44,8 +50,10 @@ def _annotation(node: ast.expr | None) -> tuple[str, str]:
     return "", ""
 
 
-def named_paths(step: str, pairs: list[str], expected: tuple[str, ...], kind: str) -> dict[str, Path]:
-    """``name=DIR`` arguments as a mapping, complete and without strangers.
+def named_paths(
+    step: str, pairs: list[str], expected: tuple[str, ...], kind: str, optional: tuple[str, ...] = ()
+) -> dict[str, Path]:
+    """``name=DIR`` arguments as a mapping, complete but for those in ``optional``, and without strangers.
 
     Raises:
         InputError: a pair is malformed, unknown, given twice or missing.
@@ -60,6 +68,6 @@ def named_paths(step: str, pairs: list[str], expected: tuple[str, ...], kind: st
         if name in paths:
             raise InputError(f"--{kind} {name}: given twice")
         paths[name] = Path(path)
-    if missing := [name for name in expected if name not in paths]:
+    if missing := [name for name in expected if name not in paths and name not in optional]:
         raise InputError(f"step {step}: --{kind} {missing[0]}=DIR is missing")
     return paths

@@ -147,7 +147,7 @@ def stage(
     from pipelines.profile import require_runnable, section_json
 
     interface = interface_of(step)
-    inputs = named_paths(step, given or [], interface.inputs, "input")
+    inputs = named_paths(step, given or [], interface.inputs, "input", interface.optional)
     outputs = named_paths(step, wanted or [], interface.outputs, "output")
     chosen = choose_profile(profile, settings)
     require_runnable(chosen)

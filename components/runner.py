@@ -30,7 +30,8 @@ from model.data.errors import InputError
 
 SCHEMA_VERSION = 1
 STEPS_FILE = "steps.jsonl"
-ALWAYS_RUN = frozenset({"gate", "register", "deploy"})
+_SEE_REGISTRY = frozenset({"gate", "register", "deploy"})
+ALWAYS_RUN = _SEE_REGISTRY | {"version"}
 """Steps that look at or change the world outside the store."""
 
 
@@ -209,7 +210,7 @@ def _run(task: _Task, work: Path, settings: Settings, store: Store) -> None:
         published={n: store.locate(p, task.input_sha256[n]) or p.absolute() for n, p in task.inputs.items()},
         state_dir=state_dir,
         run_dir=settings.run_dir,
-        registry=MlflowRegistry(settings.tracking_uri) if task.step in ALWAYS_RUN else None,
+        registry=MlflowRegistry(settings.tracking_uri) if task.step in _SEE_REGISTRY else None,
     )
     ProgressFile(settings.run_dir, task.step)("starting", 0, 0)
     started = time.time()

@@ -56,7 +56,7 @@ class PlatformConfig(Section):
     """The cluster: images and resources of each family of steps, the store, the tracking server."""
 
     data: TaskPlatform = TaskPlatform()
-    """collect, curate, select_queries."""
+    """collect, curate, version, fetch, select_queries."""
     train: TaskPlatform = TaskPlatform()
     """pretrain, sft, mpo, gspo, vico, route, stream_sft, quantize."""
     score: TaskPlatform = TaskPlatform()

@@ -11,6 +11,8 @@ from pipelines.config import ImageFamily, PlatformConfig, TaskPlatform
 _FAMILY: dict[str, ImageFamily] = {
     "collect": "data",
     "curate": "data",
+    "version": "data",
+    "fetch": "data",
     "build_preferences": "score",
     "select_queries": "data",
     "evaluate": "score",

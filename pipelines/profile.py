@@ -16,6 +16,7 @@ from components.collect.config import CollectConfig
 from components.curate.config import CurateConfig
 from components.deploy.config import DeployConfig
 from components.evaluate.config import EvaluateConfig
+from components.fetch.config import FetchConfig
 from components.gate.config import GateConfig
 from components.gspo.config import GspoConfig
 from components.mpo.config import MpoConfig
@@ -26,6 +27,7 @@ from components.route.config import RouteConfig
 from components.select_queries.config import SelectQueriesConfig
 from components.sft.config import SftConfig
 from components.stream_sft.config import StreamSftConfig
+from components.version.config import VersionConfig
 from components.vico.config import VicoConfig
 from model.config import Section
 from model.data.errors import InputError
@@ -60,6 +62,10 @@ class Profile(Section):
     """Build or import rows, held-out rows and tokenizer."""
     curate: CurateConfig = CurateConfig()
     """Check, deduplicate, decontaminate; split the rows between the stages."""
+    version: VersionConfig = VersionConfig()
+    """A dataset pushed to the DVC remote, and its pointer. Run by itself: `fovea stage version`."""
+    fetch: FetchConfig = FetchConfig()
+    """A dataset brought back by its pointer. Run by itself: `fovea stage fetch`."""
     pretrain: PretrainConfig
     """Native pre-training, or the checkpoint to start from."""
     sft: SftConfig

@@ -1,0 +1,1 @@
+"""Bring a version of a dataset from the DVC remote, verified."""

@@ -1,0 +1,1 @@
+"""Push a dataset to the DVC remote and say what stands for it."""
