@@ -80,14 +80,26 @@ def test_options_are_compared_with_the_run_they_change(monkeypatch, prepared):
         return Measurement(100.0 + len(asked), 50.0 * len(asked), None, 0, 0)
 
     monkeypatch.setattr(train_step, "measure", fake)
-    wide = Prepared(prepared.model, prepared.rows, prepared.tokens, prepared.units)
-    table = train_step.option_table(SMALL, prepared, wide, 6, compiled=True)
-    assert [row["option"] for row in table][:2] == ["packs", "padded rows"]
+    table = train_step.option_table(SMALL, prepared, 6, compiled=True)
+    assert (table[0]["option"], table[0]["against"]) == ("packs", "padded rows")
     assert table[0]["speed_ratio"] == round(101 / 102, 4)
+    assert {row["against"] for row in table[1:]} == {"packs"}
     assert {config.activation_checkpointing for _, config in asked} == {"none", "language", "vision", "all"}
     assert [config.compile for _, config in asked].count(True) == 1
-    chunked = next(row for row in table if "in chunks" in row["option"])
-    assert chunked["against"] == "larger vocabulary, loss at once"
+
+
+def test_answers_are_long_where_the_loss_is_compared(monkeypatch, tmp_path):
+    configs = []
+
+    def fake(_side, prepared, config):
+        configs.append(config)
+        assert prepared.tokens > 100
+        return Measurement(100.0, 50.0 / len(configs), None, 0, 0)
+
+    monkeypatch.setattr(train_step, "measure", fake)
+    (row,) = train_step.loss_table(train_step.LONG_ANSWERS, tmp_path, 2048)
+    assert [config.loss_chunk for config in configs] == [1 << 30, 128]
+    assert row["peak_mib_saved"] == 25
 
 
 def test_the_gpu_shape_is_that_of_the_published_model_on_images_of_several_tiles():
