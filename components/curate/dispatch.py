@@ -10,12 +10,17 @@ from daft import Expression
 from components.curate import (
     clip_score,
     distinct,
+    image_operators,
     integrity,
     language,
     model_sections,
+    near_texts,
     ocr,
+    pii,
     recipe,
+    selection,
     semantic,
+    text_operators,
     unsafe,
     video_operators,
 )
@@ -42,12 +47,34 @@ def implementation(section: recipe.Operator) -> Implementation:
             return Implementation(integrity.schema)
         case recipe.Decode():
             return Implementation(integrity.decode)
+        case recipe.Size():
+            return Implementation(image_operators.size)
+        case recipe.Aspect():
+            return Implementation(image_operators.aspect)
+        case recipe.Entropy():
+            return Implementation(image_operators.entropy)
+        case recipe.Blur():
+            return Implementation(image_operators.blur)
+        case recipe.TextImageRatio():
+            return Implementation(text_operators.text_image_ratio)
+        case recipe.Licences():
+            return Implementation(text_operators.licences)
+        case recipe.RedactPii():
+            return Implementation(pii.redact_pii)
         case recipe.ExactDuplicates():
             return Implementation(distinct.text_keys, distinct.exact_duplicates)
         case recipe.NearDuplicates():
             return Implementation(distinct.text_keys, distinct.near_duplicates)
+        case recipe.NearDuplicateTexts():
+            return Implementation(near_texts.text_sketches, near_texts.near_duplicate_texts)
         case recipe.Decontaminate():
             return Implementation(distinct.plain_texts, distinct.decontaminate)
+        case recipe.Statistics():
+            return Implementation(text_operators.statistics)
+        case recipe.Difficulty():
+            return Implementation(joint=selection.difficulty)
+        case recipe.Mixture():
+            return Implementation(joint=selection.mixture)
         case model_sections.Languages():
             return Implementation(language.languages)
         case model_sections.Unsafe():

@@ -1,6 +1,5 @@
 """Operators on what ``decode`` says about images, and on their grey levels: size, aspect, entropy, blur."""
 
-import io
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -61,15 +60,6 @@ def measured_grey(data: bytes) -> np.ndarray:
     image = read_image(data, len(data), _ANY_PIXELS).convert("L")
     image.thumbnail((_MEASURED_SIDE, _MEASURED_SIDE), Image.Resampling.BOX, reducing_gap=None)
     return np.asarray(image)
-
-
-def thumbnail(data: bytes, side: int) -> bytes:
-    """A small PNG of an image, to be shown: at most ``side`` pixels a side."""
-    image = read_image(data)
-    image.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=None)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=False)
-    return buffer.getvalue()
 
 
 def _first(reasons: Iterable[str | None]) -> str | None:

@@ -19,14 +19,17 @@ from model.data.schema import ROW_SCHEMA
 PLACES = {"email": "[EMAIL]", "iban": "[IBAN]", "card": "[CARD]", "ip": "[IP]", "phone": "[PHONE]"}
 """What stands where personal data stood, by kind."""
 
-_EMAIL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?\.[A-Za-z]{2,24}\b")
+_EMAIL = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?\.[A-Za-z]{2,24}\b"
+)
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 _CARD = re.compile(r"(?<![\d.])\d(?:[ -]?\d){12,18}(?![\d.]?\d)")
 _IP = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})(?![\w:]|\.\d)")
 _PHONE = re.compile(
     r"(?<![\w+])\+\d{1,3}(?:[ .\-/]?\(?\d{1,5}\)?){2,6}(?!\d)"
     r"|(?<![\w(.-])(?:\(\d{3}\) ?|\d{3}[-.])\d{3}[-.]\d{4}(?![\d.-]*\d)"
-    r"|(?i:\b(?:tel|telephone|phone|call|fax|mobile|cell)\b[.:]? {0,2})(?P<number>\(?\d(?:[ .\-/()]{0,2}\d){6,14})(?!\d)"
+    r"|(?i:\b(?:tel|telephone|phone|call|fax|mobile|cell)\b[.:]? {0,2})"
+    r"(?P<number>\(?\d(?:[ .\-/()]{0,2}\d){6,14})(?!\d)"
 )
 _COLUMNS = ("messages", "answers", "chosen", "rejected", "steps", "words")
 
@@ -101,9 +104,17 @@ def _column(name: str) -> DataType:
     ),
     use_process=False,
 )
-def _redact(*columns_then_section: Any) -> list[dict[str, Any]]:
-    *columns, section = columns_then_section
-    lists = [column.to_pylist() for column in columns]
+def _redact(
+    messages: Series,
+    answers: Series,
+    chosen: Series,
+    rejected: Series,
+    steps: Series,
+    words: Series,
+    reason: Series,
+    section: RedactPii,
+) -> list[dict[str, Any]]:
+    lists = [column.to_pylist() for column in (messages, answers, chosen, rejected, steps, words, reason)]
     return [_redacted(dict(zip((*_COLUMNS, "reason"), row, strict=True)), section) for row in zip(*lists, strict=True)]
 
 

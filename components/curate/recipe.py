@@ -153,7 +153,10 @@ class NearDuplicates(Section):
 
 
 class NearDuplicateTexts(Section):
-    """Refuse a row with the images of an earlier row and nearly its words (MinHash, confirmed by Jaccard)."""
+    """Refuse a row with nearly the words of an earlier row (MinHash, confirmed by Jaccard) about the same images.
+
+    Images are the same when their perceptual hashes are equal and their bytes or pixels agree.
+    """
 
     category: ClassVar[str] = "near_duplicate_text"
     op: Literal["near_duplicate_texts"] = "near_duplicate_texts"
@@ -209,7 +212,7 @@ class Difficulty(Section):
 
 
 class Mixture(Section):
-    """Take rows of each group in proportion to its weight, or to its size to the power 1 / temperature."""
+    """Take rows of each group in proportion to (weight x number of its sound rows) ** (1 / temperature)."""
 
     category: ClassVar[str] = "mixture"
     op: Literal["mixture"] = "mixture"
@@ -217,10 +220,10 @@ class Mixture(Section):
     """What makes a group."""
     rows: int | None = Field(None, ge=1)
     """Rows in all; as many as are there by default."""
-    weights: dict[str, float] = {}
-    """Weight of a group; its number of rows where it is not given."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Weight of a group; 1 where it is not given, 0 takes none of it."""
     temperature: float = Field(1.0, gt=0)
-    """The weights are raised to 1 / temperature: 1 keeps them, a large one makes groups equal."""
+    """1 keeps the proportions, a large one makes groups equal."""
     oversample: bool = False
     """Repeat rows (ID~2, ID~3, ...) of groups that have too few; else such a group gives what it has."""
     seed: int = 0
