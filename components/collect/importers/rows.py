@@ -6,6 +6,7 @@ the media of its own rows only.
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,8 @@ from scoring.score import score_answer
 STEP = "collect"
 PRETRAIN_TASK = "pretrain"
 _REASON_SIGNS = 300
+_ALWAYS, _NEVER = -1.0, 2.0  # beyond the numbers that hashes give
+_MOST_TRIED = 4096
 _ID_SIGNS = 1000
 
 
@@ -49,6 +52,25 @@ class Ids:
             self._settled = np.sort(np.concatenate([self._settled, recent]))
             self._recent.clear()
         return True
+
+
+class _Lowest:
+    """The lowest of many numbers in [0, 1), at most ``count`` different ones."""
+
+    def __init__(self, count: int) -> None:
+        self.numbers: set[float] = set()
+        self._count = count
+
+    def add(self, number: float) -> None:
+        """Look at one more."""
+        if not 0 <= number < 1 or number in self.numbers:
+            return
+        if len(self.numbers) == self._count:
+            if number > self._highest:
+                return
+            self.numbers.remove(self._highest)
+        self.numbers.add(number)
+        self._highest = max(self.numbers)
 
 
 @dataclass
@@ -81,24 +103,35 @@ class Importer:
         Raises:
             InputError: the source is empty, damaged, or has gone; or no row is held out.
         """
-        self._threshold, lowest = self.config.heldout_share, 1.0
-        chosen = kept = 0
-        for record in self._records():
-            self.counts["records"] += 1
-            lowest = min(lowest, self._draw(record))
-            if self._is_heldout(record):
-                chosen += 1
-                for row in self._made(record, True, rejects):
-                    kept += 1
-                    yield row
-        if not chosen:  # a small source: the record whose number is the lowest is held out
-            self._threshold = float(np.nextafter(lowest, 2.0))
+        low, high, wanted = _ALWAYS, self.config.heldout_share, 64
+        while True:
+            kept, beyond = 0, _Lowest(wanted)
             for record in self._records():
-                if self._is_heldout(record):
+                self.counts["records"] += low == _ALWAYS
+                number = self._number(record)
+                if number >= high:
+                    beyond.add(number)
+                elif number >= low:
                     for row in self._made(record, True, rejects):
                         kept += 1
                         yield row
+            self._threshold = high
+            if kept or not beyond.numbers or wanted > _MOST_TRIED:
+                break
+            # A small source, or many broken records: the sound one that comes first is held out.
+            low, high, wanted = high, float(np.nextafter(self._first_sound(beyond.numbers), _NEVER)), wanted * 2
         self._require("held-out", kept, rejects)
+
+    def _first_sound(self, numbers: set[float]) -> float:
+        """The lowest of ``numbers`` whose record is a row; the highest when none is."""
+        best = max(numbers)
+        for record in self._records():
+            number = self._number(record)
+            if number in numbers and number < best:
+                with suppress(Refusal):
+                    self._row(record, record.place, True)
+                    best = number
+        return best
 
     def train(self, rejects: list[Reject]) -> Iterator[Row]:
         """All other rows. Records that cannot be read at all go to these ``rejects``.
@@ -109,7 +142,7 @@ class Importer:
         total = kept = 0
         for record in self._records():
             total += 1
-            if not self._is_heldout(record):
+            if self._number(record) >= self._threshold:
                 for row in self._made(record, False, rejects):
                     kept += 1
                     yield row
@@ -141,17 +174,12 @@ class Importer:
             except Refusal as refusal:
                 rejects.append(Reject(id=name, step=STEP, reason=_writable(str(refusal))[:_REASON_SIGNS]))
 
-    def _draw(self, record: Record) -> float:
-        """The number that decides the side of a record; 1 where something else does."""
-        if record.refused is not None or _given_split(record) is not None:
-            return 1.0
-        return self._share("heldout", _key(record))
-
-    def _is_heldout(self, record: Record) -> bool:
+    def _number(self, record: Record) -> float:
+        """The number that decides the side of a record: held out when it is below the threshold."""
         given = _given_split(record)
-        if record.refused is not None:
-            return False
-        return self._draw(record) < self._threshold if given is None else given
+        if record.refused is not None or given is False:
+            return _NEVER
+        return _ALWAYS if given else self._share("heldout", _key(record))
 
     def _copies(self, record: Record) -> int:
         """Rows to make of a training record."""
@@ -239,11 +267,10 @@ def _given_split(record: Record) -> bool | None:
 
 
 def _key(record: Record) -> str:
-    """What decides the side of a record: its first medium, or else what it says first."""
+    """What decides the side of a record: its first medium, or else all it says."""
     if record.media:
         return _medium_key(record.media[0])
-    asked = next((message["content"] for message in record.messages if message["role"] == "user"), "")
-    return f"text:{asked}"
+    return "\n".join(message["content"] for message in record.messages)
 
 
 def _medium_key(medium: MediaSource) -> str:

@@ -67,7 +67,8 @@ def _groups(root: SourceRoot, file: str, limit: int) -> Iterator[_Group]:
     with root.stream(file) as raw:
         stream = gzip.GzipFile(fileobj=raw) if file.endswith(("gz",)) else raw
         try:
-            with tarfile.TarFile(fileobj=_Bounded(stream, max(limit, _HEADER_BYTES))) as tar:  # type: ignore[arg-type]
+            bounded = _Bounded(stream, max(limit, _HEADER_BYTES))
+            with tarfile.TarFile(fileobj=bounded) as tar:  # type: ignore[arg-type]
                 while (member := tar.next()) is not None:
                     tar.members = []  # the module keeps them all, for a list that nobody asks for
                     if member.isdir():
@@ -78,6 +79,7 @@ def _groups(root: SourceRoot, file: str, limit: int) -> Iterator[_Group]:
                         group = None
                     group = group or _Group(key)
                     _add(group, member, kind, tar, limit)
+                bounded.require_end()
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise InputError(
                 f"{file}: a truncated or damaged tar file ({' '.join(str(error).split())[:200]})"
@@ -196,9 +198,23 @@ class _Bounded:
 
     def __init__(self, stream: BinaryIO | gzip.GzipFile, limit: int) -> None:
         self._stream, self._limit = stream, limit
+        self._last = b""
         self.seek, self.tell = stream.seek, stream.tell
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= self._limit:
             raise tarfile.ReadError(f"a header claims {size} bytes")
-        return self._stream.read(size)
+        self._last = self._stream.read(size)
+        return self._last
+
+    def require_end(self) -> None:
+        """The module takes whatever is no header, after the first one, for the end of the archive.
+
+        Raises:
+            tarfile.ReadError: the archive was cut, a header is damaged, or another archive was appended to it.
+        """
+        if self._last != b"\0" * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("its end is missing")
+        while rest := self._stream.read(_HEADER_BYTES):
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("more follows after its end")
