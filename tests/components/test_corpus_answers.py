@@ -2,7 +2,6 @@
 
 import ast
 import io
-import json
 import operator
 import re
 from typing import get_args
@@ -218,12 +217,12 @@ def test_the_height_of_a_column_is_its_value(charts):
         if kind != "columns":
             continue
         image = pixels(row)
-        bars = (np.ptp(image, axis=2) > 40) & (np.arange(len(image)) > 22)[:, None]
+        bars = (np.ptp(image, axis=2) > 40) & (np.arange(len(image)) > 30)[:, None]
         # Columns of pixels, cut into runs: one run per bar, in the order of the labels.
         heights = bars.sum(0)
         inside = np.flatnonzero(heights > 0)
         runs = np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1)
-        shares = [np.median(heights[run]) / (224 - 22 - 24) for run in runs]
+        shares = [np.median(heights[run]) / (224 - 22 - 32) for run in runs]
         drawn_values = [value for value in values if value > 0.02 * axis_end(values)]
         if len(runs) == len(drawn_values) == len(labels):
             measured += 1
@@ -389,9 +388,12 @@ def test_what_a_clip_shows_can_be_told_from_its_decoded_frames(container, glyph_
     assert orders == glyph_labels
 
 
-def test_h264_of_the_same_frames_is_the_same_bytes():
-    settings = {"rows": 2, "container": "mp4"}
-    one, two = (drawn("clips", **settings) for _ in range(2))
-    assert [row["media"][0]["bytes"] for row in one] == [row["media"][0]["bytes"] for row in two]
-    assert all(row["media"][0]["bytes"][4:8] == b"ftyp" for row in one)
-    assert json.dumps([row["answers"] for row in one]) == json.dumps([row["answers"] for row in two])
+def test_h264_of_the_same_frames_is_the_same_bytes_whatever_memory_held_before():
+    rng = np.random.default_rng(0)
+    encoded = []
+    for _ in range(6):
+        held = [np.full(rng.integers(1_000, 60_000), rng.integers(256), np.uint8) for _ in range(200)]
+        del held
+        encoded.append([row["media"][0]["bytes"] for row in drawn("clips", rows=4, container="mp4")])
+    assert all(again == encoded[0] for again in encoded)
+    assert all(clip[4:8] == b"ftyp" for clip in encoded[0])

@@ -14,7 +14,7 @@ _RELATIONS = {-1: ("<", "smaller"), 0: ("=", "equal"), 1: (">", "larger")}
 _QUESTIONS = {
     "sum": "Sum of the digits?",
     "difference": "First digit minus last?",
-    "compare": "Is the first digit larger, smaller or equal to the last?",
+    "compare": "First digit against last: larger, smaller or equal?",
 }
 _MOST_WRONG = 3  # by how much a noisy result is off, at most
 

@@ -42,7 +42,7 @@ def draw_chart(
     across = kind == "bars"
     # Left, top, right, bottom of the plot; bars across need room for their labels, the others for the numbers.
     room = max(font(SANS, _TEXT).getlength(label) for label in labels) + 8 if across else _axis_room(end)
-    plot = (round(room), 24, size[0] - 34 if across and labelled else size[0] - 12, size[1] - 22)
+    plot = (round(room), 32, size[0] - 34 if across and labelled else size[0] - 12, size[1] - 22)
     _grid(draw, plot, end, across=across)
     points = [_mark(draw, plot, number, len(labels), value / end, kind, colour) for number, value in enumerate(values)]
     if kind == "line":

@@ -17,8 +17,9 @@ Tag = Literal["h2", "p", "table"]
 _FIELDS = ("Name", "Date", "City", "Order", "Phone", "Total", "Agent", "Room")
 _COLUMNS = (("Item", "Count", "Price"), ("Part", "Stock", "Cost"), ("Ware", "Pieces", "Sum"))
 _FACES = (("DejaVuSans", "DejaVuSans-Bold"), ("DejaVuSerif", "DejaVuSerif-Bold"), ("STIXGeneral", "STIXGeneralBol"))
-_TEXT, _HEADING, _LINE = 11, 16, 16  # pixels: type, heading, from one line to the next
-_MARGIN, _GAP = 20, 12
+_TEXT, _HEADING = 11, 16  # pixels per em
+# Pixels, smallest and largest: from the edge to the text, from one line to the next, from one block to the next.
+_MARGIN, _LINE, _GAP = (12, 28), (15, 18), (9, 16)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def draw_page(
 ) -> Page:
     """A page of ``layout`` with a heading, fields, one or two paragraphs and a table, all made of ``words``."""
     setter = _Setter(words, size, items, rng)
-    left, right = _MARGIN, size[0] - _MARGIN
+    left, right = (edge + side * between(rng, _MARGIN) for edge, side in ((0, 1), (size[0], -1)))
     middle = size[0] // 2
     place = _LAYOUTS[layout]
     return Page(setter.image, tuple(place(setter, left, middle, right)))
@@ -70,7 +71,8 @@ class _Setter:
         # No label, first word of a line, or item occurs twice: every question has one answer.
         self._fields = list(rng.permutation(_FIELDS))
         self._firsts = [words[index] for index in rng.permutation(len(words))]
-        self.y = _MARGIN
+        self._line, self._gap = between(rng, _LINE), between(rng, _GAP)
+        self.y = between(rng, _MARGIN)
 
     def heading(self, left: int, right: int) -> Block:
         text = f"{self._firsts.pop()} {self._word()}".title()
@@ -95,14 +97,14 @@ class _Setter:
         rows = [head, *self._goods()]
         top, width = self.y, (right - left) // 3
         for number, row in enumerate(rows):
-            y = top + number * _LINE
+            y = top + number * self._line
             face = self._bold if number == 0 else self._face
             for column, cell in enumerate(row):
                 self._draw.text((left + 4 + column * width, y + 2), cell, fill="black", font=font(face, _TEXT))
             self._draw.line((left, y, right, y), fill="#999999")
-        bottom = top + len(rows) * _LINE
+        bottom = top + len(rows) * self._line
         self._draw.rectangle((left, top, right - 1, bottom), outline="#666666")
-        self.y = bottom + _GAP
+        self.y = bottom + self._gap
         return Block("table", tuple("\t".join(row) for row in rows), (left, top, right, bottom + 1))
 
     def _goods(self) -> Iterator[tuple[str, str, str]]:
@@ -111,7 +113,7 @@ class _Setter:
             yield self._firsts.pop(), str(int(self._rng.integers(2, 100))), price
 
     def _block(self, tag: Tag, lines: list[str], left: int, right: int, size: int, *, fields: bool = False) -> Block:
-        face, step = (self._bold, size + 6) if tag == "h2" else (self._face, _LINE)
+        face, step = (self._bold, size + 6) if tag == "h2" else (self._face, self._line)
         boxes = []
         for number, line in enumerate(lines):
             where = (left, self.y + number * step)
@@ -120,7 +122,7 @@ class _Setter:
         box = tuple(
             round(edge(side)) for edge, side in zip((min, min, max, max), zip(*boxes, strict=True), strict=True)
         )
-        self.y += len(lines) * step + _GAP
+        self.y += len(lines) * step + self._gap
         assert box[2] <= right + 4, "text leaves its column"  # slanted ink ends a little after its line
         return Block(tag, tuple(lines), box, fields)  # type: ignore[arg-type]
 

@@ -18,7 +18,7 @@ _SMALLEST = 0.88  # of the screen's width and height
 # Desktop, window, title bar, widget, its border, text.
 _THEMES = (
     ("#3a6ea5", "#f0f0f0", "#1f4e8c", "#ffffff", "#9a9a9a", "#111111"),
-    ("#2b2b2b", "#3c3f41", "#232525", "#4c5052", "#707070", "#e6e6e6"),
+    ("#2b2b2b", "#3c3f41", "#232525", "#4c5052", "#8f8f8f", "#e6e6e6"),
     ("#5b7f5b", "#faf7f0", "#3d5a3d", "#ffffff", "#a8a08c", "#222222"),
     ("#40304f", "#f6f3fa", "#6a4c93", "#ffffff", "#b0a5c0", "#1c1426"),
 )
@@ -82,8 +82,8 @@ def _draw_widget(draw: ImageDraw.ImageDraw, widget: Widget, box: Box, theme: tup
             draw.rectangle((left, middle - 5, left + 10, middle + 5), fill=bar if state < 0.5 else face, outline=border)
             draw.text((left + 15, middle), widget.label, fill=ink, font=text, anchor="lm")
         case "slider":
-            draw.text((left, top + 6), widget.label, fill=ink, font=text, anchor="lm")
-            y, knob = bottom - 8, left + 6 + state * (right - left - 12)
+            draw.text((left, middle - 6), widget.label, fill=ink, font=text, anchor="lm")
+            y, knob = middle + 6, left + 6 + state * (right - left - 12)
             draw.line((left, y, right, y), fill=border, width=2)
             draw.ellipse((knob - 5, y - 5, knob + 5, y + 5), fill=bar)
         case "tab":
