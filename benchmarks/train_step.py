@@ -49,7 +49,8 @@ class Shape:
 TINY = Shape("tiny", {}, 64, "eager")  # faster than sdpa in bfloat16 on a CPU
 # A canvas of 896 is 4 tiles and a thumbnail, a wide one 8 and a thumbnail: 1,280 and 2,304 visual tokens.
 GPU = Shape("internvl3_5_1b", {"canvas": 896, "wide_share": 0.5, "scale": [8.0, 20.0]}, 8, "sdpa")
-# Answers of some 80 tokens, twelve digits and more, some with boxes: without them a step has too few targets for logits to weigh.
+# Answers of some 80 tokens, twelve digits and more, some with boxes: shorter ones leave too few targets for logits to
+# weigh.
 LONG_ANSWERS = Shape(
     "tiny",
     {"digits": [12, 16], "cells": 4, "scale": [1.0, 1.7], "boxed_share": 1.0}
