@@ -6,13 +6,20 @@ Frames are decoded one after the other and only their 64-bit hashes are kept, so
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from statistics import median
 from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
 
 from components.curate.images import perceptual_hash
 from components.curate.model_sections import VideoKeyframes, VideoMetadata, VideoMotion, VideoWords
 from model.data.errors import InputError
 from model.data.video import FrameSampling
 from model.data.video_files import Animation, Container, open_video
+
+_REDUCED = 32  # pixels a side of the grey frames that are compared
+_AROUND = 4  # steps before and after one that tell what is usual there
 
 
 class ClipFacts(NamedTuple):
@@ -35,11 +42,14 @@ class Motion(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """Evenly spread frames of a clip of ``seconds``: their seconds from its start, and their perceptual hashes."""
+    """Evenly spread frames of a clip of ``seconds``: their seconds from its start, their perceptual hashes, and the
+    mean change of grey (of 1) of each but the first against the one before.
+    """
 
     seconds: float
     times: tuple[float, ...]
     hashes: tuple[int, ...]
+    changes: tuple[float, ...]
 
 
 class Clip(NamedTuple):
@@ -108,7 +118,7 @@ def keyframe_times(medium: Mapping[str, Any], section: VideoKeyframes) -> tuple[
     with open_clip(medium) as clip:
         times, end = clip.source.keyframes(), clip.source.duration
     gaps = [(after - before, before) for before, after in zip([0.0, *times], [*times, end], strict=True)]
-    longest, place = max(gaps)
+    longest, place = max(gaps, key=lambda gap: round(gap[0], 6))  # the first of equals, whatever the last bits
     if longest > section.max_seconds_between:
         raise InputError(
             f"no key frame for {longest:.2f} s after {place:.2f} s; the limit is {section.max_seconds_between} s"
@@ -116,8 +126,8 @@ def keyframe_times(medium: Mapping[str, Any], section: VideoKeyframes) -> tuple[
     return tuple(round(time, 6) for time in times)
 
 
-def sample_hashes(medium: Mapping[str, Any], fps: float, max_frames: int) -> Sampled:
-    """Decode evenly spread frames of a clip, one at a time, and hash them.
+def sample_clip(medium: Mapping[str, Any], fps: float, max_frames: int) -> Sampled:
+    """Decode evenly spread frames of a clip, one at a time, and keep what ``Sampled`` says of them.
 
     Raises:
         InputError: the video cannot be opened, or a frame cannot be decoded.
@@ -126,23 +136,36 @@ def sample_hashes(medium: Mapping[str, Any], fps: float, max_frames: int) -> Sam
         sampling = FrameSampling(fps=fps, min_frames=2, max_frames=max_frames)
         count = len(clip.frames)
         chosen = [clip.frames[index] for index in sampling.indices(count, count / clip.seconds)]
-        hashes = tuple(perceptual_hash(frame) for frame in clip.source.decode(chosen))
+        hashes, changes, before = [], [], None
+        for frame in clip.source.decode(chosen):
+            hashes.append(perceptual_hash(frame))
+            grey = np.asarray(frame.convert("L").resize((_REDUCED, _REDUCED), Image.Resampling.BOX), np.int16)
+            if before is not None:
+                changes.append(float(np.abs(grey - before).mean()) / 255)
+            before = grey
         times = tuple(clip.source.times[index] - clip.start for index in chosen)
-        sampled = Sampled(clip.seconds, times, hashes)
+        sampled = Sampled(clip.seconds, times, tuple(hashes), tuple(changes))
     if len(hashes) != len(chosen):
         raise InputError(f"video is broken: {len(hashes)} of {len(chosen)} frames can be decoded")
     return sampled
 
 
 def motion(sampled: Sampled, section: VideoMotion) -> Motion:
-    """Motion of a clip from the hashes of its frames. A cut lies at the first frame of the new scene; one frame alone
-    stands still.
+    """Motion of a clip; one frame alone stands still.
+
+    A cut lies at the first frame of a new scene: hash and grey change much there, and the grey more than around it. In
+    a fast pan they change much at every step.
     """
     steps = [(a ^ b).bit_count() for a, b in pairwise(sampled.hashes)]
     if not steps:
         return Motion(0.0, 1.0, ())
     still = sum(bits <= section.still_bits for bits in steps) / len(steps)
-    cuts = [round(time, 6) for bits, time in zip(steps, sampled.times[1:], strict=True) if bits >= section.cut_bits]
+    cuts = []
+    for place, (bits, change) in enumerate(zip(steps, sampled.changes, strict=True)):
+        around = [*sampled.changes[max(0, place - _AROUND) : place], *sampled.changes[place + 1 : place + 1 + _AROUND]]
+        usual = median(around) if around else 0.0
+        if bits >= section.cut_bits and change >= max(section.cut_change, section.cut_peak * usual):
+            cuts.append(round(sampled.times[place + 1], 6))
     return Motion(round(sum(steps) / len(steps), 4), round(still, 4), tuple(cuts))
 
 

@@ -40,9 +40,9 @@ class Languages(Section):
     category: ClassVar[str] = "language"
     op: Literal["languages"] = "languages"
     allowed: tuple[str, ...] = Field(("en",), min_length=1)
-    """ISO 639-1 codes."""
+    """ISO 639-1 codes; ``zxx`` is text in no language (formulas, codes)."""
     min_probability: float = Field(0.5, ge=0, le=1)
-    """A text whose likeliest language is less likely than this is refused as no language at all."""
+    """A text whose likeliest language is less likely than this is refused, whatever it is."""
     min_letters: int = Field(20, ge=1)
     """A row with fewer letters, in all of its messages together, passes (our choice)."""
 
@@ -94,8 +94,9 @@ class OcrAgreement(Section):
     """Rows of these tasks are read; all others pass."""
     answer_is: Literal["page", "part"] = "part"
     """``page``: the answer is all that the images say; ``part``: it stands somewhere in a line or across lines."""
-    min_similarity: float = Field(0.5, gt=0, le=1)
-    """Least ANLS between what was read and the best accepted answer; spaces are not compared (the OCR drops them)."""
+    min_similarity: float = Field(0.8, gt=0, le=1)
+    """Least ANLS of what was read and the best accepted answer (our choice: at 0.5 short words match by chance).
+    Spaces and case are not compared: the OCR drops spaces."""
 
 
 class ClipScore(Section):
@@ -151,7 +152,11 @@ class VideoMotion(Section):
     max_still: float = Field(0.9, ge=0, le=1)
     """Largest share of steps without motion; 1 lets stills pass."""
     cut_bits: int = Field(20, ge=1, le=64)
-    """Two frames in a row whose hashes differ in at least so many bits lie in two scenes (our choice)."""
+    """A cut changes at least so many bits of the hash (our choice); two photographs differ in 32 on average."""
+    cut_change: float = Field(0.08, ge=0, le=1)
+    """A cut changes the grey of the picture by at least this, of 1, on average (our choice)."""
+    cut_peak: float = Field(2.0, ge=1)
+    """A cut changes the grey so many times as much as is usual in the steps around it (our choice)."""
     max_cuts_per_minute: float = Field(60.0, ge=0)
     """Largest number of scene cuts a minute."""
 

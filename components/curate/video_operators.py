@@ -15,7 +15,7 @@ from components.curate.clips import (
     keyframe_times,
     motion,
     motion_reason,
-    sample_hashes,
+    sample_clip,
     words_reason,
 )
 from components.curate.model_sections import VideoKeyframes, VideoMetadata, VideoMotion, VideoWords
@@ -110,7 +110,7 @@ def _keyframes(media: Series, reason: Series, section: VideoKeyframes) -> list[d
 @daft.func.batch(return_dtype=_struct(_MOTION), use_process=False)
 def _motion(media: Series, reason: Series, section: VideoMotion) -> list[dict[str, Any]]:
     def look(medium: Medium) -> tuple[Any, ...]:
-        sampled = sample_hashes(medium, section.fps, section.max_frames)
+        sampled = sample_clip(medium, section.fps, section.max_frames)
         found = motion(sampled, section)
         if why := motion_reason(found, sampled.seconds, section):
             raise InputError(why)
