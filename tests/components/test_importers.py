@@ -1,12 +1,15 @@
 """Importers: what each format's records become."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from components.collect.importers.config import AnySource
+from components.collect.importers.formats import default_task
 from components.collect.importers.rows import Ids
 from model.data.errors import InputError
 from model.data.schema import check_row
@@ -449,3 +452,14 @@ def test_a_directory_of_nothing_known_is_refused(tmp_path):
         import_all(tmp_path)
     with pytest.raises(InputError, match="no such directory"):
         import_all(tmp_path / "nowhere")
+
+
+def test_the_guide_names_every_format_and_the_family_of_its_rows():
+    guide = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    listed = {
+        cells[1].strip(" `"): cells[3] for cells in (line.split("|") for line in guide.splitlines()) if len(cells) > 4
+    }
+    formats = {branch.__metadata__[0].tag: branch.__origin__ for branch in AnySource.__args__[0].__args__}
+    for name, section in formats.items():
+        if name != "auto":
+            assert f"`{default_task(section(path=Path()))}`" in listed[name]
