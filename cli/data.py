@@ -2,14 +2,18 @@
 
 import typer
 
+from cli.data_check import check
+from cli.data_diff import diff
 from cli.data_export import export
+from cli.data_look import look
 
 data = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Look at datasets and carry them to other tools.\n\nExample: `fovea data export out/line/curate/questions q`",
+    help="Look at datasets and carry them to other tools.\n\nExample: `fovea data look out/line/curate/questions`",
 )
-data.command()(export)
+for command in (look, diff, check, export):
+    data.command()(command)
 
 
 def mount(app: typer.Typer) -> None:

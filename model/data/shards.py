@@ -154,20 +154,29 @@ def open_dataset(directory: Path, *, verify: bool = False) -> Dataset:
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such dataset directory")
-    manifest = _read_manifest(directory / MANIFEST)
+    manifest = read_manifest(directory / MANIFEST)
     for entry in [*manifest["shards"], manifest["rejects_file"]]:
-        path = directory / entry["file"]
-        if not path.is_file():
-            raise InputError(f"{path}: missing (the manifest lists it)")
-        if (size := path.stat().st_size) != entry["bytes"]:
-            raise InputError(f"{path}: {size} bytes, the manifest says {entry['bytes']}; truncated or changed")
-        if verify and file_sha256(path) != entry["sha256"]:
-            raise InputError(f"{path}: its SHA-256 is not the manifest's; the file was changed")
-        schema = REJECT_SCHEMA if entry["file"] == REJECTS else ROW_SCHEMA
-        with _open_parquet(path, schema) as file:
-            if file.metadata.num_rows != entry["rows"]:
-                raise InputError(f"{path}: {file.metadata.num_rows} rows, the manifest says {entry['rows']}")
+        check_file(directory, entry, verify=verify)
     return Dataset(directory, manifest)
+
+
+def check_file(directory: Path, entry: Mapping[str, Any], *, verify: bool) -> None:
+    """Compare one file of a dataset with its entry in the manifest; with ``verify``, its SHA-256 too.
+
+    Raises:
+        InputError: one line naming the file that is missing, of the wrong size, corrupt or changed.
+    """
+    path = directory / entry["file"]
+    if not path.is_file():
+        raise InputError(f"{path}: missing (the manifest lists it)")
+    if (size := path.stat().st_size) != entry["bytes"]:
+        raise InputError(f"{path}: {size} bytes, the manifest says {entry['bytes']}; truncated or changed")
+    if verify and file_sha256(path) != entry["sha256"]:
+        raise InputError(f"{path}: its SHA-256 is not the manifest's; the file was changed")
+    schema = REJECT_SCHEMA if entry["file"] == REJECTS else ROW_SCHEMA
+    with _open_parquet(path, schema) as file:
+        if file.metadata.num_rows != entry["rows"]:
+            raise InputError(f"{path}: {file.metadata.num_rows} rows, the manifest says {entry['rows']}")
 
 
 def _write_shards(paths: list[Path], rows: Iterable[Row]) -> list[int]:
@@ -226,7 +235,12 @@ def _entry(path: Path, rows: int) -> dict[str, Any]:
     return {"file": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a dataset, its list of files checked to make one.
+
+    Raises:
+        InputError: missing, not a manifest, or of another schema version.
+    """
     if not path.is_file():
         raise InputError(f"{path}: missing; this is no dataset, or its writing was not finished")
     if path.stat().st_size > _MANIFEST_BYTES:
