@@ -1,17 +1,21 @@
 """``curate``: rows that pass a recipe, split by stage; every other row is kept as a reject with its reason."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from components.context import StepContext, StepResult
 from components.curate.config import CurateConfig
 from components.curate.daft_runner import choose_runner
+from components.curate.drift import Shape, drift, shape_of
 from components.curate.engine import Outcome, apply_recipe
+from components.curate.funnel import Examples, count_rows, has_statistics, packing_statistics
+from components.curate.funnel_page import FUNNEL_FILE, render_funnel
 from components.curate.integrity import FACTS
 from components.curate.recipe import Decontaminate, Operator
 from components.curate.rows import Rows
+from model.data.artifact import write_atomic
 from model.data.errors import InputError
 from model.data.schema import Reject, Row
 from model.data.shards import open_dataset, write_dataset
@@ -67,67 +71,85 @@ def _evaluation_rows(path: Path, recipe: tuple[Operator, ...], workers: int, con
 
 
 def _write(outcome: Outcome, config: CurateConfig, directories: dict[str, Path], context: StepContext) -> StepResult:
-    """Write both datasets with their rejects and the funnel of the whole step."""
+    """Write both datasets with their rejects, and the funnel of the whole step."""
     rows, pretrain = outcome.rows, set(config.pretrain_tasks)
     stage = [OUTPUTS[task not in pretrain] for task in rows.fact("task")]
     sound = rows.sound()
-    written = Counter({name: 0 for name in OUTPUTS})
+    written = dict.fromkeys(OUTPUTS, 0)
     for place in sound:
         written[stage[place]] += outcome.copies.get(place, 1)
-    funnel = _funnel(outcome, config.recipe, written)
+    funnel = count_rows(outcome, config.recipe, written)
     assert len(rows) == sum(funnel["rejected"].values()) + len(sound)
+    examples = Examples.of(outcome)
     for name, directory in directories.items():
         mine = [output == name for output in stage]
-        rejects = [
-            Reject(id=row_id, step=STEP, reason=reason)
-            for row_id, reason, chosen in zip(rows.fact("id"), rows.reasons, mine, strict=True)
-            if chosen and reason is not None
-        ]
-        kept = _sound(outcome, mine, directory.name, context)
-        write_dataset(directory, kept, shards=config.shards, rejects=rejects, extra_manifest={"funnel": funnel})
-    numbers = {"rows_in": len(rows)} | dict(written)
+        _write_output(outcome, config, name, directory, mine, funnel, examples, context)
+    numbers = {"rows_in": len(rows)} | written
     return StepResult(numbers=numbers | {f"rejected_{name}": count for name, count in funnel["rejected"].items()})
 
 
-def _funnel(outcome: Outcome, recipe: tuple[Operator, ...], written: Counter[str]) -> dict[str, Any]:
-    """Rows in and out in all, by category of the reasons, and operator by operator."""
-    by_operator = Counter(number for number in outcome.rejected_by if number is not None)
-    rejected: Counter[str] = Counter()
-    operators, left = [], len(outcome.rows)
-    for number, section in enumerate(recipe):
-        rejected[section.category] += by_operator[number]
-        out = left - by_operator[number]
-        operators.append({"op": section.op, "rows_in": left, "rejected": by_operator[number], "rows_out": out})
-        left = out
-    return {
-        "rows_in": len(outcome.rows),
-        "rejected": dict(rejected),
-        "copied": sum(times - 1 for times in outcome.copies.values()),
-        "operators": operators,
-        "rows_out": dict(written),
-    }
-
-
-def _sound(outcome: Outcome, mine: list[bool], name: str, context: StepContext) -> Iterator[Row]:
-    """The chosen rows that are sound, as the operators left them, with the facts about their media filled in."""
+def _write_output(
+    outcome: Outcome,
+    config: CurateConfig,
+    name: str,
+    directory: Path,
+    mine: list[bool],
+    funnel: dict[str, Any],
+    examples: Examples,
+    context: StepContext,
+) -> None:
+    """Write the rows that are ``mine`` with their rejects, and the page of their funnel."""
     rows = outcome.rows
-    facts = {name: rows.fact(name) for name in FACTS}
+    rejects = [
+        Reject(id=row_id, step=STEP, reason=reason)
+        for row_id, reason, chosen in zip(rows.fact("id"), rows.reasons, mine, strict=True)
+        if chosen and reason is not None
+    ]
+    extra: dict[str, Any] = {"funnel": funnel}
+    if has_statistics(config.recipe):
+        extra["statistics"] = packing_statistics(outcome, mine)
+    previous = getattr(config.previous, name)
+    before = shape_of(open_dataset(previous)) if previous else None
+    shape = Shape() if before else None
+
+    def kept() -> Iterator[Row]:
+        for row in _sound(outcome, mine, name, examples, context):
+            if shape:
+                shape.add(row)
+            yield row
+        if shape and before:
+            extra["drift"] = drift(shape, before)
+
+    write_dataset(directory, kept(), shards=config.shards, rejects=rejects, extra_manifest=extra)
+    shown = examples.by_operator()
+    page = render_funnel(name, config.recipe, funnel, shown, extra.get("statistics"), extra.get("drift"))
+    write_atomic(directory / FUNNEL_FILE, page)
+
+
+def _sound(outcome: Outcome, mine: list[bool], name: str, examples: Examples, context: StepContext) -> Iterator[Row]:
+    """The chosen rows that are sound, as the operators left them, with the facts about their media filled in."""
+    rows, wanted = outcome.rows, examples.wanted() if not examples.shown else set()
+    facts = {fact: rows.fact(fact) for fact in FACTS}
+    taken = set(rows.fact("id")) if outcome.copies else set()
     for place, row in enumerate(rows.dataset.rows()):
         if place % _REPORT_EVERY == 0:
             context.progress(f"write {name}", place, len(rows))
+        for column, values in outcome.replaced.items():
+            if place in values:
+                row[column] = values[place]
+        if place in wanted:
+            examples.see(place, row, rows.reasons[place])
         if not mine[place] or rows.reasons[place] is not None:
             continue
         for index, medium in enumerate(row["media"]):
             known = {fact: values[place][index] for fact, values in facts.items()}
             medium.update({fact: value for fact, value in known.items() if value is not None})
-        for column, values in outcome.replaced.items():
-            if place in values:
-                row[column] = values[place]
         yield row
-        yield from _copies(row, outcome.copies.get(place, 1))
+        yield from _copies(row, outcome.copies.get(place, 1), taken)
     context.progress(f"write {name}", len(rows), len(rows))
 
 
-def _copies(row: Row, times: int) -> Iterable[Row]:
-    """The second and further copies of a row: ID~2, ID~3, ..."""
-    return (row | {"id": f"{row['id']}~{copy}"} for copy in range(2, times + 1))
+def _copies(row: Row, times: int, taken: set[str]) -> Iterator[Row]:
+    """The second and further copies of a row, as ID~2, ID~3, ... where no row has that id."""
+    free = (name for number in itertools.count(2) if (name := f"{row['id']}~{number}") not in taken)
+    return (row | {"id": name} for name in itertools.islice(free, times - 1))

@@ -11,6 +11,8 @@ from components.curate.recipe import Licences, Statistics, TextImageRatio
 from model.data.schema import PLACEHOLDERS
 from model.flash.images import Tiling, count_tiles
 
+MEASURES = ("characters", "spaced_words", "tiles")
+"""Facts of ``statistics``."""
 _PLACEHOLDER = re.compile("|".join(map(re.escape, PLACEHOLDERS.values())))
 _REASON = DataType.struct({"reason": DataType.string()})
 
@@ -26,7 +28,7 @@ def licences(section: Licences) -> Expression:
 
 
 def statistics(section: Statistics) -> Expression:
-    """Facts ``characters``, ``words`` and ``tiles`` of each row."""
+    """Facts ``characters``, ``spaced_words`` and ``tiles`` of each row."""
     return _statistics(col("messages"), col("width"), col("height"), col("reason"), section)
 
 
@@ -59,9 +61,7 @@ def _licence(licence: Series, section: Licences) -> list[dict[str, Any]]:
     ]
 
 
-_COUNTS = DataType.struct(
-    {"reason": DataType.string()} | {name: DataType.int64() for name in ("characters", "words", "tiles")}
-)
+_COUNTS = DataType.struct({"reason": DataType.string()} | {name: DataType.int64() for name in MEASURES})
 
 
 @daft.func.batch(return_dtype=_COUNTS, use_process=False)
@@ -73,11 +73,11 @@ def _statistics(
     found = []
     for turns, widths, heights, earlier in zip(*columns, strict=True):
         if earlier is not None:
-            found.append({"reason": None, "characters": None, "words": None, "tiles": None})
+            found.append(dict.fromkeys(("reason", *MEASURES)))
             continue
         said = spoken(turns)
         sides = [(w, h) for w, h in zip(widths, heights, strict=True) if w and h]
         shared = tiling.shared_by(len(sides))
         tiles = sum(count_tiles(w, h, shared) for w, h in sides)
-        found.append({"reason": None, "characters": len(said), "words": len(said.split()), "tiles": tiles})
+        found.append({"reason": None, "characters": len(said), "spaced_words": len(said.split()), "tiles": tiles})
     return found

@@ -5,8 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
-# Lineage lies beside the payload: these files never count towards an artifact's identity.
-BESIDE_PAYLOAD = frozenset({"manifest.json", "lineage.json"})
+# Lineage and reports lie beside the payload: these files never count towards an artifact's identity.
+BESIDE_PAYLOAD = frozenset({"manifest.json", "lineage.json", "funnel.html"})
 _CHUNK = 1 << 20
 
 
