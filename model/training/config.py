@@ -119,6 +119,11 @@ class TrainingConfig(Section):
             raise ValueError("text_to_multimodal: both numbers must be above zero")
         if self.packing is not None and self.micro_batch_size not in (None, 1):
             raise ValueError("micro_batch_size: a pack is a forward pass of its own; leave it out")
+        if self.compile and self.zero is not None and self.zero.stage == 3:
+            raise ValueError("compile: not with zero.stage 3, whose weights are gathered around every layer")
+        if self.zero is not None and self.processes == 1:
+            # DeepSpeed 0.19.8 accumulates wrong gradients in a world of one, at stage 3 and with offloading.
+            raise ValueError("zero: divides states among processes; processes must be above 1")
         if self.lora is not None and self.train != "all":
             raise ValueError("lora: names its own targets; leave train out")
         return self

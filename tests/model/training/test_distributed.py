@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from model.data.errors import InputError
-from model.training.config import TrainingConfig
+from model.training.config import TrainingConfig, ZeroConfig
 from model.training.loop import supervised_stage, train
 from tests.model.training import train_on_ranks
 
@@ -83,6 +84,11 @@ def test_one_process_takes_up_what_two_have_begun(two_ranks, histories, name):
     expected = [record["loss"] for record in histories[name]["history"]]
     assert [record["loss"] for record in state.history] == pytest.approx(expected, rel=1e-5)
     assert state.history[:2] == histories[name]["history"][:2], "steps 1 and 2 were the ranks' own"
+
+
+def test_zero_alone_is_refused():
+    with pytest.raises(ValidationError, match=r"zero: divides states among processes; processes must be above 1"):
+        TrainingConfig(learning_rate=1e-3, steps=1, batch_size=2, zero=ZeroConfig(stage=3, offload="all"))
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(tokenizer, tmp_path, monkeypatch):
