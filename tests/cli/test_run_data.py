@@ -63,6 +63,26 @@ def test_every_profile_can_be_turned_to_a_directory(tmp_path):
         assert profile_of(source, profile=name)[0].collect.source.format == "csv"
 
 
+def test_both_training_stages_get_rows_of_the_directory(tmp_path):
+    from components.collect.step import run as collect
+    from components.context import StepContext
+    from components.curate.step import run as curate
+
+    source = questions_csv(tmp_path / "meters", 40)
+    (source / "0.png").write_bytes(b"no image")
+    profile, _ = profile_of(source, profile="micro")
+    made = {name: tmp_path / name for name in ("corpus", "heldout", "tokenizer", "transcriptions", "questions")}
+    context = StepContext(state_dir=tmp_path / "state")
+    collect(profile.collect, **{name: made[name] for name in ("corpus", "heldout", "tokenizer")}, context=context)
+    inputs = {name: made[name] for name in ("corpus", "heldout", "transcriptions", "questions")}
+    curate(profile.curate, **inputs, context=context)
+    corpus, heldout, first, second = (open_dataset(path) for path in inputs.values())
+    assert len(corpus) + len(heldout) == 39
+    assert [reject["id"] for reject in [*corpus.rejects(), *heldout.rejects()]] == ["questions.csv:2"]
+    assert min(len(first), len(second), len(heldout)) > 0
+    assert {row["task"] for row in first.rows()} == {"pretrain"}
+
+
 def complaint(*arguments):
     """The one line that the command says."""
     result = CliRunner().invoke(app, list(arguments))

@@ -258,6 +258,19 @@ def test_the_content_of_an_image_decides_and_not_its_name(tmp_path):
     assert (len(imported.rows), len(imported.rejects)) == (2, 3)
 
 
+def test_a_held_out_image_is_decoded_because_no_later_step_can_leave_it_out(tmp_path):
+    names = write_images(tmp_path, 3)
+    broken = png(5, side=60)
+    for name in ("train.png", "test.png"):
+        (tmp_path / name).write_bytes(broken[:-30])
+    rows = [[name, "?", "a", "train"] for name in (*names, "train.png")] + [["0.png", "!", "a", "test"]]
+    table = [["image", "question", "answer", "split"], *rows, ["test.png", "?", "a", "test"]]
+    write_csv(tmp_path / "q.csv", table)
+    imported = import_all(tmp_path)
+    assert (len(imported.train), len(imported.heldout)) == (4, 1)
+    assert "image cannot be decoded" in imported.reasons["q.csv:7"]
+
+
 def test_a_video_without_frames_is_refused(tmp_path):
     sound = video(4)
     cases = {"a.mp4": sound, "b.mp4": video(5), "none.mp4": b"", "cut.mp4": sound[:300], "text.mp4": b"no video"}

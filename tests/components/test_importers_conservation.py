@@ -7,6 +7,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,3 +123,63 @@ def test_every_group_of_a_tar_is_a_row_or_a_reject(members):
         sound = [(f"{key}.{kind}", data) for key in "ab" for kind, data in (("txt", b"A"), ("png", png(ord(key))))]
         write_tar(directory / "b.tar", sound)
         check_conserved(directory, groups + 2, format="webdataset", heldout_share=0.001)
+
+
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+CELLS = st.fixed_dictionaries(
+    {
+        "image": st.none()
+        | st.fixed_dictionaries(
+            {"bytes": st.none() | st.sampled_from([png(7), b"no image", b""]), "path": PATHS.map(str)}
+        ),
+        "question": st.none() | TEXT,
+        "answers": st.none() | st.lists(st.none() | TEXT, max_size=2),
+    }
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(CELLS, max_size=8), st.integers(1, 3))
+def test_every_row_of_a_parquet_is_a_row_or_a_reject(cells, group):
+    sound = [{"image": None, "question": f"{number}?", "answers": ["yes"]} for number in range(2)]
+    types = [("image", IMAGE_TYPE), ("question", pa.string()), ("answers", pa.list_(pa.string()))]
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        write_source_images(directory)
+        table = pa.Table.from_pylist([*sound, *cells], schema=pa.schema(types))
+        pq.write_table(table, directory / "t.parquet", row_group_size=group)
+        check_conserved(directory, len(cells) + 2, format="parquet", heldout_share=0.001)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.fixed_dictionaries({"messages": CONVERSATION}, optional={"images": PATHS, "id": JUNK}) | JUNK))
+def test_every_item_of_a_json_list_is_a_row_or_a_reject(items):
+    sound = [{"conversations": says(f"{number}?", "yes")} for number in range(2)]
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        write_source_images(directory)
+        (directory / "a.json").write_text(json.dumps([*sound, *items]))
+        check_conserved(directory, len(items) + 2, format="sharegpt", heldout_share=0.001)
+
+
+STEMS = st.dictionaries(
+    st.sampled_from(["a/1", "a/2", "a/2-b", "b/1", "c"]),
+    st.dictionaries(
+        st.sampled_from([".png", ".jpg", ".txt", ".mp4"]), st.sampled_from([png(8), b"A cat.", b"\xff", b""])
+    ),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(STEMS)
+def test_every_name_of_a_folder_is_a_row_or_a_reject(stems):
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        sound = {f"s/{number}": {".png": png(number), ".txt": b"A"} for number in (1, 2)}
+        for stem, files in (sound | stems).items():
+            for ending, data in files.items():
+                path = directory / f"{stem}{ending}"
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(data)
+        records = 2 + sum(bool(files) for files in stems.values())
+        check_conserved(directory, records, format="captions", heldout_share=0.001)

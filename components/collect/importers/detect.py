@@ -1,7 +1,9 @@
 """Which format a directory holds, by the names of its files and the first record of one of them."""
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import PurePosixPath
 from typing import Any
 
 from components.collect.importers.captions import IMAGE_ENDINGS, VIDEO_ENDINGS
@@ -27,8 +29,8 @@ from components.collect.importers.root import SourceRoot
 from components.collect.importers.tables import parquet_columns
 from model.data.errors import InputError
 
-_LOOKED_AT = 100_000
-"""Files whose names are looked at."""
+_OPENED = 20
+"""Files of one ending that are opened."""
 _FIRST_LINES = 20
 _KNOWN = (".json", ".jsonl", ".parquet", ".arrow", ".tar", ".tar.gz", ".tgz", ".csv", ".tsv")
 _OF_HUGGINGFACE = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
@@ -62,8 +64,13 @@ def detect(source: AutoSource, root: SourceRoot) -> tuple[AnySource, str]:
 
 
 def _candidates(source: AutoSource, root: SourceRoot) -> Iterator[str]:
-    files = root.files(lambda name: name.lower().endswith(_KNOWN) and name not in _OF_HUGGINGFACE, source.file)
-    return islice(files, _LOOKED_AT)
+    """The first files of every known ending."""
+    opened: Counter[str] = Counter()
+    for file in root.files(lambda name: name.lower().endswith(_KNOWN) and name not in _OF_HUGGINGFACE, source.file):
+        ending = PurePosixPath(file).suffix.lower()
+        opened[ending] += 1
+        if opened[ending] <= _OPENED:
+            yield file
 
 
 def _kind(file: str, root: SourceRoot, limit: int) -> type | None:

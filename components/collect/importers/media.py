@@ -11,13 +11,18 @@ from components.collect.importers.root import SourceRoot
 from model.data.errors import InputError
 from model.data.schema import MEDIA_TYPE, Media, image_media
 from model.data.video_files import Container, open_video
-from model.flash.images import image_size
+from model.flash.images import image_size, read_image
 
 _FIELDS = tuple(field.name for field in MEDIA_TYPE)
 
 
-def load_media(sources: list[MediaSource], text_bytes: int, root: SourceRoot, config: Source) -> list[Media]:
+def load_media(
+    sources: list[MediaSource], text_bytes: int, root: SourceRoot, config: Source, *, decode: bool = False
+) -> list[Media]:
     """The media of one row; ``text_bytes`` of ``max_row_bytes`` are taken already.
+
+    Images are known by their headers; ``decode`` looks at every pixel. (``curate`` does so with the training rows, but
+    cannot leave out a held-out one.)
 
     Raises:
         Refusal: a medium is missing, outside, too large, broken, or not of its kind.
@@ -29,6 +34,8 @@ def load_media(sources: list[MediaSource], text_bytes: int, root: SourceRoot, co
     for number, source in enumerate(sources):
         try:
             medium = _load(source, left, root, config)
+            if decode and medium["kind"] == "image" and medium["bytes"] is not None:
+                read_image(medium["bytes"])
         except (Refusal, InputError) as error:
             root.check_there()
             raise Refusal(f"media[{number}]: {error}") from None

@@ -59,7 +59,7 @@ class _Lowest:
 
     def __init__(self, count: int) -> None:
         self.numbers: set[float] = set()
-        self._count = count
+        self._count, self._highest = count, -1.0
 
     def add(self, number: float) -> None:
         """Look at one more."""
@@ -225,7 +225,7 @@ class Importer:
         }
         if (half := _half_surrogate(row)) is not None:
             raise Refusal(half)
-        row["media"] = load_media(record.media, _text_bytes(row), self.root, config)
+        row["media"] = load_media(record.media, _text_bytes(row), self.root, config, decode=heldout)
         if reason := check_row(row):
             raise Refusal(reason)
         try:
