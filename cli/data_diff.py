@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from model.data.difference import Difference
+    from model.data.summary import Summary
 
 _VALUES = 20
 
@@ -37,11 +37,15 @@ def diff(
 
 
 def _record(found: "Difference") -> dict[str, Any]:
-    record = asdict(found)
-    for side in ("before", "after"):
-        reasons = record[side]["reasons"]
-        record[side]["reasons"] = {f"{step}: {reason}": count for (step, reason), count in reasons.items()}
-    return record
+    return vars(found) | {"before": _summary(found.before), "after": _summary(found.after)}
+
+
+def _summary(summary: "Summary") -> dict[str, Any]:
+    return vars(summary) | {"reasons": _named(summary.reasons)}
+
+
+def _named(reasons: Counter[tuple[str, str]]) -> Counter[str]:
+    return Counter({f"{step}: {reason}": count for (step, reason), count in reasons.items()})
 
 
 def _show(found: "Difference") -> None:
@@ -64,7 +68,7 @@ def _show(found: "Difference") -> None:
             print(f"{kind}: {_printable(text)}")
     for name, values in old.shares.items():
         console.print(_share_table(name, values, new.shares[name]))
-    reasons = [Counter({f"{s}: {r}": n for (s, r), n in side.reasons.items()}) for side in (old, new)]
+    reasons = [_named(side.reasons) for side in (old, new)]
     if any(reasons):
         console.print(_share_table("rejects", *reasons))
 

@@ -37,7 +37,7 @@ def look(
     from model.data.artifact import write_atomic
     from model.data.shards import open_dataset
 
-    opened = open_dataset(dataset)
+    opened = open_dataset(dataset)  # its files are complete; `fovea data check` reads every byte
     target = out or Settings.from_environment().out / "look" / f"{dataset.absolute().name}.html"
     if target.is_dir():
         raise InputError(f"{target}: is a directory; name a file")
@@ -127,9 +127,20 @@ def _totals(dataset: "Dataset", data: dict[str, Any]) -> dict[str, Any]:
         "shown_rejects": len(data["rejects"]),
         "shares": {name: _bars(values, summary.rows) for name, values in summary.shares.items()},
         "reasons": _bars(reasons, summary.rejects),
+        "funnel": _funnel(dataset.manifest.get("funnel")),
         "media_count": sum(count for kind, count in summary.kinds.items() if kind != "none"),
         "payload": dataset.manifest["payload_sha256"],
     }
+
+
+def _funnel(funnel: Any) -> list[tuple[str, int, float]]:
+    """(operator, rows left, percent), as ``curate`` counts them; empty where the manifest has no such funnel."""
+    try:
+        total = max(int(funnel["rows_in"]), 1)
+        steps = [(str(step["op"]), int(step["rows_out"])) for step in funnel["operators"]]
+    except (KeyError, TypeError, ValueError):
+        return []
+    return [(name, count, min(100.0, 100 * count / total)) for name, count in steps]
 
 
 def _bars(values: Counter[str], total: int) -> list[tuple[str, int, float]]:

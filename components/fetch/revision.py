@@ -32,7 +32,7 @@ def pointer_at(repository: Path, revision: str, path: str, remote: str | None) -
 
 
 def _show(repository: Path, revision: str, path: str) -> bytes:
-    command = ["git", "-C", str(repository), "show", f"{revision}:{path}"]
+    command = ["git", "-C", str(repository), "cat-file", "blob", f"{revision}:{path}"]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
