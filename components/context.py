@@ -69,6 +69,8 @@ class StepContext:
         published: where each input lies for good, by name: its directory in the store, or else the input itself.
         metrics: keeps a record of an optimiser step (model/training/metrics.py) where ``fovea status`` finds it; does
             nothing on ranks above 0. Times differ from run to run, so they go here and never into ``StepResult``.
+        cache_dir: shared by all runs of this step, whatever their settings and inputs; what lies there may vanish
+            between runs, and no result may depend on it. None where there is none.
         rank: this process among those that run the step together, from 0.
         ranks: their number.
     """
@@ -78,6 +80,7 @@ class StepContext:
     registry: Registry | None = None
     published: dict[str, Path] = field(default_factory=dict)
     metrics: MetricsFunction = no_metrics
+    cache_dir: Path | None = None
     rank: int = 0
     ranks: int = 1
 

@@ -80,6 +80,7 @@ def perform(call: StepCall, rank: int = 0, ranks: int = 1) -> StepResult:
         registry=call.registry,
         published=call.published,
         metrics=MetricsFile(call.run_dir, call.step) if lead else no_metrics,
+        cache_dir=call.state_dir.parent / "cache" / call.step,
         rank=rank,
         ranks=ranks,
     )

@@ -25,6 +25,7 @@ from daft import DataType, Expression, col, lit
 from components.code_version import code_version
 from components.context import ProgressFunction, no_progress
 from components.curate.dispatch import implementation
+from components.curate.findings import mark_used
 from components.curate.ledger import Ledger, partition
 from components.curate.recipe import Operator
 from components.curate.rows import BASE_FACTS, Rows, Verdicts
@@ -94,6 +95,8 @@ def apply_recipe(
     done: list[Stage] = []
     rows = Rows(dataset, [None] * len(dataset), lambda name: _load(done, name), evaluation)
     outcome = Outcome(rows, [None] * len(dataset))
+    for stage in stages:
+        mark_used(stage.ledger.directory)
     while len(done) < len(stages):
         rest = stages[len(done) :]
         if rest[0].joint:

@@ -10,6 +10,7 @@ from components.curate.config import CurateConfig
 from components.curate.daft_runner import choose_runner
 from components.curate.drift import Shape, drift, shape_of
 from components.curate.engine import Outcome, apply_recipe
+from components.curate.findings import findings
 from components.curate.funnel import Examples, count_rows, has_statistics, packing_statistics
 from components.curate.funnel_page import FUNNEL_FILE, render_funnel
 from components.curate.integrity import FACTS
@@ -40,20 +41,25 @@ def run(
     """
     workers = choose_runner()
     rows_in = open_dataset(corpus, verify=True)
-    sets = [heldout, *(path for section in config.recipe for path in _evaluation_sets(section))]
-    evaluation = tuple(_evaluation_rows(path, config.recipe, workers, context) for path in dict.fromkeys(sets))
-    state = context.state_dir / "rows"
-    outcome = apply_recipe(
-        rows_in, config.recipe, state, evaluation=evaluation, workers=workers, progress=context.progress
-    )
-    return _write(outcome, config, {"transcriptions": transcriptions, "questions": questions}, context)
+    sets = dict.fromkeys([heldout, *(path for section in config.recipe for path in _evaluation_sets(section))])
+    with findings(context) as state:
+        evaluation = tuple(_evaluation_rows(path, config.recipe, state, workers, context) for path in sets)
+        outcome = apply_recipe(
+            rows_in,
+            config.recipe,
+            state / "rows",
+            evaluation=evaluation,
+            workers=workers,
+            progress=context.progress,
+        )
+        return _write(outcome, config, {"transcriptions": transcriptions, "questions": questions}, context)
 
 
 def _evaluation_sets(section: Operator) -> tuple[Path, ...]:
     return section.evaluation_sets if isinstance(section, Decontaminate) else ()
 
 
-def _evaluation_rows(path: Path, recipe: tuple[Operator, ...], workers: int, context: StepContext) -> Rows:
+def _evaluation_rows(path: Path, recipe: tuple[Operator, ...], state: Path, workers: int, context: StepContext) -> Rows:
     """The facts about an evaluation set, all of whose rows must be sound.
 
     Raises:
@@ -62,8 +68,7 @@ def _evaluation_rows(path: Path, recipe: tuple[Operator, ...], workers: int, con
     dataset = open_dataset(path, verify=True)
     # Compared with no other set, decontaminate rejects nothing and only gathers its facts.
     chosen = [*recipe[:2], *(section for section in recipe if isinstance(section, Decontaminate))]
-    state = context.state_dir / f"evaluation-{dataset.manifest['payload_sha256'][:16]}"
-    rows = apply_recipe(dataset, chosen, state, workers=workers, progress=context.progress).rows
+    rows = apply_recipe(dataset, chosen, state / "evaluation", workers=workers, progress=context.progress).rows
     for place, reason in enumerate(rows.reasons):
         if reason is not None:
             raise InputError(f"{path}: held-out row {rows.fact('id')[place]!r}: {reason}")

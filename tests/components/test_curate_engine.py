@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.context import StepContext
-from components.curate import ledger
+from components.curate import findings, ledger
 from components.curate.config import CurateConfig
 from components.curate.engine import apply_recipe
 from components.curate.recipe import (
@@ -158,7 +158,7 @@ import os, signal, sys
 from pathlib import Path
 import model.data.shards
 from components.context import StepContext
-from components.curate import ledger
+from components.curate import findings, ledger
 from components.curate.config import CurateConfig
 from components.curate.step import run
 ledger.SHARD_ROWS = 64
@@ -196,6 +196,39 @@ def test_a_killed_process_is_continued_and_gives_the_same_bytes(tmp_path, corpus
     whole = curate(tmp_path, CurateConfig(), tmp_path / "whole", tmp_path / "other state")
     assert curate(tmp_path, CurateConfig(), tmp_path / "continued", tmp_path / "state") == whole
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_later_run_of_the_step_takes_over_what_did_not_change(tmp_path, corpus, rng, monkeypatch):
+    write_dataset(tmp_path / "heldout", mixed_rows(rng, 2))
+
+    def told(config, name):
+        labels = []
+        outputs = {output: tmp_path / name / output for output in ("transcriptions", "questions")}
+        context = StepContext(
+            state_dir=tmp_path / f"state of {name}",
+            progress=lambda label, done, total: labels.append((label, done, total)),
+            cache_dir=tmp_path / "cache",
+        )
+        run(config, corpus=tmp_path / "corpus", heldout=tmp_path / "heldout", **outputs, context=context)
+        assert not context.state_dir.exists()
+        return labels
+
+    assert ("schema, decode, exact_duplicates", 0, SHARDS) in told(CurateConfig(recipe=DEFAULT[:3]), "first")
+    second = told(CurateConfig(recipe=(*DEFAULT[:2], Size(), ExactDuplicates())), "second")
+    assert ("schema, decode, size, exact_duplicates", 0, SHARDS) in second
+    assert not [label for label, _, _ in told(CurateConfig(recipe=DEFAULT[:3]), "third") if "between" in label]
+    assert len(list((tmp_path / "cache").glob("*/*/"))) == 9  # 7 of the rows, 2 of the held-out rows
+    monkeypatch.setattr(findings, "KEPT", 5)
+    assert not [label for label, _, _ in told(CurateConfig(recipe=DEFAULT[:3]), "fourth") if "between" in label]
+    assert len(list((tmp_path / "cache").glob("*/*/"))) == 5
+
+
+def test_two_runs_at_once_do_not_share_a_cache(tmp_path):
+    contexts = [StepContext(state_dir=tmp_path / name, cache_dir=tmp_path / "cache") for name in ("one", "two")]
+    with findings.findings(contexts[0]) as first, findings.findings(contexts[1]) as second:
+        assert (first, second) == (tmp_path / "cache", tmp_path / "two")
+    with findings.findings(contexts[1]) as later:
+        assert later == tmp_path / "cache"
 
 
 def test_workers_and_files_of_the_input_change_no_byte(tmp_path, rng, shards_of_64, monkeypatch):
