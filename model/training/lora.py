@@ -230,12 +230,15 @@ def load_adapter(network: Network, directory: Path, *, base_sha256: str | None) 
     for parameter in config.get("target_parameters") or ():
         module, _, tensor = parameter.rpartition(".")
         experts.append(f"{_known(names, module, directory)}.{tensor}")
-    _inject(network, modules, experts, rank=config["r"], alpha=config["lora_alpha"], dropout=0.0, seed=0)
     try:
+        _inject(network, modules, experts, rank=config["r"], alpha=config["lora_alpha"], dropout=0.0, seed=0)
         _copy_tensors(tensors, _adapter_tensors(network), directory / WEIGHTS)
-    except InputError:
+    except ValueError as error:
         remove_lora(network)
-        raise
+        if isinstance(error, InputError):
+            raise
+        # peft's own words: a target that can have no adapter.
+        raise InputError(f"{directory / CONFIG}: {str(error).splitlines()[0]}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -243,11 +246,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key, plain in _PLAIN.items():
         if config.get(key, plain) != plain:
             raise InputError(f"{path}: {key} is {config[key]!r}; only plain LoRA can be merged")
-    for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), int | float) or config[key] <= 0:
-            raise InputError(f"{path}: {key} must be a number above zero")
-    if not isinstance(config.get("target_modules"), list):
-        raise InputError(f"{path}: target_modules must be a list of full names")
+    for key, kind, what in (("r", int, "whole number"), ("lora_alpha", int | float, "number")):
+        value = config.get(key)
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < float("inf"):
+            raise InputError(f"{path}: {key} must be a {what} above zero")
+    modules, parameters = config.get("target_modules"), config.get("target_parameters") or []
+    for key, names in (("target_modules", modules), ("target_parameters", parameters)):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path}: {key} must be a list of full names")
     return config
 
 

@@ -348,9 +348,16 @@ def first_tensor(directory: Path, change) -> None:
     ("spoil", "message"),
     [
         (lambda d: changed_config(d, use_dora=True), "use_dora is True; only plain LoRA"),
-        (lambda d: changed_config(d, r=0), "r must be a number above zero"),
+        (lambda d: changed_config(d, r=0), "r must be a whole number above zero"),
+        (lambda d: changed_config(d, r=2.5), "r must be a whole number above zero"),
+        (lambda d: changed_config(d, lora_alpha="8"), "lora_alpha must be a number above zero"),
         (lambda d: changed_config(d, r=8), r"lora_A\.weight is \[4, 64\], not \[8, 64\]"),
         (lambda d: changed_config(d, target_modules="all-linear"), "must be a list of full names"),
+        (lambda d: changed_config(d, target_parameters=[3]), "must be a list of full names"),
+        (
+            lambda d: changed_config(d, target_modules=["model.language_model.norm"]),
+            f"{CONFIG}: Target module .*Norm.* is not supported",
+        ),
         (
             lambda d: changed_config(d, target_modules=["model.other"]),
             "no module model.other; the adapter is of another",
