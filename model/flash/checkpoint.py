@@ -141,15 +141,7 @@ def fill(model: FlashModel, stored: StoredWeights) -> None:
         InputError: the stored tensors are not the network's.
     """
     targets = module_tensors(model)
-    names = {name for name in stored.names if not name.startswith(FLASH_PREFIXES)}
-    if model.config.text_config.tie_word_embeddings and HEAD in names:
-        names.discard(HEAD)
-        if not torch.equal(stored.tensor(HEAD), stored.tensor(EMBEDDING)):
-            raise InputError(f"{stored.directory}: config.json ties the output head to the embedding, but they differ")
-    if odd := sorted(set(targets) ^ names):
-        raise InputError(
-            f"{stored.directory}: weights do not fit the configuration: {len(odd)} names differ, first {odd[0]}"
-        )
+    require_names(stored, set(targets), tied=model.config.text_config.tie_word_embeddings)
     for name in stored.names:
         if name not in targets:
             continue
@@ -160,6 +152,23 @@ def fill(model: FlashModel, stored: StoredWeights) -> None:
                 f"not {list(targets[name].shape)}"
             )
         targets[name].copy_(tensor)
+
+
+def require_names(stored: StoredWeights, expected: set[str], *, tied: bool) -> None:
+    """Compare the names of stored tensors, those of a Flash checkpoint left out, with a network's.
+
+    Raises:
+        InputError: one is missing or unknown, or a head that is tied to the embedding differs from it.
+    """
+    names = {name for name in stored.names if not name.startswith(FLASH_PREFIXES)}
+    if tied and {HEAD, EMBEDDING} <= names:
+        names.discard(HEAD)
+        if not torch.equal(stored.tensor(HEAD), stored.tensor(EMBEDDING)):
+            raise InputError(f"{stored.directory}: config.json ties the output head to the embedding, but they differ")
+    if odd := sorted(expected ^ names):
+        raise InputError(
+            f"{stored.directory}: weights do not fit the configuration: {len(odd)} names differ, first {odd[0]}"
+        )
 
 
 def weights_version(directory: Path) -> str:

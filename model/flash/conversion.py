@@ -7,12 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 from transformers import InternVLConfig
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from model.data.errors import InputError
-from model.flash.checkpoint import load_config, open_weights, write_weights
+from model.flash.checkpoint import load_config, module_tensors, open_weights, require_names, write_weights
 from model.flash.directory import write_configuration, write_json, write_tokenizer
 from model.flash.layouts import EMBEDDING, to_original
+from model.flash.network import FlashModel
 from model.flash.original import original_config
 from model.flash.processor import FlashProcessor, load_processor, read_json
 from model.flash.weights import INDEX, Lazy, StoredWeights, write_shards
@@ -70,6 +72,9 @@ def _convert(source: Path, target: Path, layout: Layout) -> None:
     config = load_config(source)
     config.image_token_id = processor.image_token_id
     stored = open_weights(source)
+    with no_init_weights(), torch.device("meta"):
+        expected = set(module_tensors(FlashModel(config, processor.tiling)))
+    require_names(stored, expected, tied=config.text_config.tie_word_embeddings)
     tensors = {name: stored.lazy(name) for name in stored.names}
     dtype = _dtype(stored)
     if layout == "huggingface":

@@ -408,6 +408,21 @@ def test_a_tensor_of_no_internvl_is_refused_by_name(tiny_directory, original, tm
     assert not list(tmp_path.glob("*out*")), "a half-written directory was left"
 
 
+@pytest.mark.parametrize("layout", ["original", "huggingface"])
+@pytest.mark.parametrize("spoil", [lambda t, name: t.pop(name), lambda t, name: t.update({name + "2": t[name]})])
+def test_weights_that_are_not_the_networks_are_not_converted(tiny_directory, original, tmp_path, layout, spoil):
+    """Without its keys, a layer's queries and values would make a fused tensor of their own."""
+    source = tmp_path / "odd"
+    shutil.copytree(original if layout == "original" else tiny_directory, source)
+    shard = source / (SINGLE if layout == "original" else "model-vision.safetensors")
+    tensors = load_file(shard)
+    spoil(tensors, next(name for name in sorted(tensors) if "k_proj.weight" in name or "mlp1.1.weight" in name))
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, shard, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="odd: weights do not fit the configuration: 1 names differ"):
+        convert(source, tmp_path / "out", "huggingface" if layout == "original" else "original")
+    assert not list(tmp_path.glob("*out*"))
+
+
 def test_weights_that_contradict_tied_embeddings_are_refused(tiny_directory, tmp_path):
     tied = tmp_path / "tied"
     shutil.copytree(tiny_directory, tied)
