@@ -1,6 +1,7 @@
 """``clip_score``: captions that a CLIP or SigLIP model of your own finds near their images. No model is shipped."""
 
 import functools
+import json
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,14 +40,20 @@ def clip_score(section: ClipScore) -> Expression:
 
 
 def check_model(directory: Path) -> None:
-    """Make sure that a model lies in ``directory``.
+    """Make sure that a model lies in ``directory``; looks at its configuration only.
 
     Raises:
         InputError: names the directory and the command that would fetch a model there.
     """
-    if not (directory / "config.json").is_file():
+    try:
+        kind = json.loads((directory / "config.json").read_bytes()).get("model_type")
+    except OSError:
         fetch = f"hf download openai/clip-vit-base-patch32 --local-dir {directory}"
-        raise InputError(f"recipe: clip_score: no CLIP or SigLIP model in {directory}; to fetch one: {fetch}")
+        raise InputError(f"recipe: clip_score: no CLIP or SigLIP model in {directory}; to fetch one: {fetch}") from None
+    except (ValueError, AttributeError):
+        raise InputError(f"recipe: clip_score: {directory}/config.json is not a model's configuration") from None
+    if kind not in _KINDS:
+        raise InputError(f"recipe: clip_score: {directory} holds a {kind} model, not CLIP or SigLIP")
 
 
 def cosine(images: list[Image.Image], caption: str, directory: Path) -> float:
@@ -97,15 +104,9 @@ def _scorer(directory: Path) -> Scorer:
 def _load(directory: Path) -> Scorer:
     from transformers import AutoModel, AutoProcessor
 
-    try:
-        local = {"local_files_only": True, "trust_remote_code": False}
-        model = AutoModel.from_pretrained(directory, use_safetensors=True, dtype="float32", **local)
-        processor = AutoProcessor.from_pretrained(directory, **local)
-    except (OSError, ValueError) as error:
-        raise InputError(f"recipe: clip_score: {directory} cannot be opened ({str(error).splitlines()[0]})") from error
-    if model.config.model_type not in _KINDS:
-        raise InputError(f"recipe: clip_score: {directory} holds a {model.config.model_type} model, not CLIP or SigLIP")
-    return Scorer(model.eval(), processor)
+    local = {"local_files_only": True, "trust_remote_code": False}
+    model = AutoModel.from_pretrained(directory, use_safetensors=True, dtype="float32", **local)
+    return Scorer(model.eval(), AutoProcessor.from_pretrained(directory, **local))
 
 
 @daft.func.batch(return_dtype=_FOUND, use_process=False)

@@ -15,7 +15,7 @@ from PIL import Image
 from components.curate.images import perceptual_hash
 from components.curate.model_sections import VideoKeyframes, VideoMetadata, VideoMotion, VideoWords
 from model.data.errors import InputError
-from model.data.video import FrameSampling
+from model.data.video import MAX_VIDEO_BYTES, FrameSampling
 from model.data.video_files import Animation, Container, open_video
 
 _REDUCED = 32  # pixels a side of the grey frames that are compared
@@ -78,6 +78,8 @@ def open_clip(medium: Mapping[str, Any]) -> Iterator[Clip]:
         raise InputError("the video lies at a uri; curation needs its bytes in the row")
     if not data:
         raise InputError("video is empty (0 bytes)")
+    if len(data) > MAX_VIDEO_BYTES:
+        raise InputError(f"video has {len(data)} bytes; the limit is {MAX_VIDEO_BYTES}")
     with open_video(data) as source:
         start = medium["start"] or 0.0
         end = source.duration if medium["end"] is None else min(medium["end"], source.duration)

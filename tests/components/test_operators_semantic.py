@@ -216,8 +216,14 @@ def test_captions_far_from_their_image_are_refused_in_the_named_tasks(tmp_path, 
     assert found["text"] is None
 
 
-def test_a_missing_model_is_one_line_with_the_command_that_fetches_it(tmp_path):
+def test_what_is_no_model_is_one_line_with_the_command_that_fetches_one(tmp_path):
     with pytest.raises(
         InputError, match=r"no CLIP or SigLIP model in .*absent; to fetch one: hf download .* --local-dir"
     ):
         check_model(tmp_path / "absent")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(InputError, match="holds a bert model, not CLIP or SigLIP"):
+        check_model(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="not a model's configuration"):
+        check_model(tmp_path)
