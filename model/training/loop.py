@@ -87,7 +87,7 @@ def make_deterministic(threads: int) -> None:
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed dropped paths and adapters' dropout: a function of (seed, step, rank), so that resuming needs no state."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**63)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -254,6 +254,10 @@ class _Run:
         return total, norm
 
     def _refuse(self, name: str, value: float, step: int, rows: Sequence[str]) -> None:
+        if self.together:
+            # All ranks come here, and one of them is heard: each has to know the rows of the others.
+            of_ranks: list[Any] = [None] * self.engine.ranks
+            torch.distributed.all_gather_object(of_ranks, list(rows))
+            rows = [row for others in of_ranks for row in others]
         more = ", ..." if len(rows) > 8 else ""
-        where = f"rows {', '.join(rows[:8])}{more}" if rows else "in another process, which names the rows"
-        raise InputError(f"{self.stage.name}: {name} is {value} at step {step}; {where}")
+        raise InputError(f"{self.stage.name}: {name} is {value} at step {step}; rows {', '.join(rows[:8])}{more}")

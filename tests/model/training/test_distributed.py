@@ -64,6 +64,12 @@ def test_two_ranks_give_the_losses_and_the_weights_of_one_process(two_ranks, his
         torch.testing.assert_close(theirs[parameter_name], parameter.detach(), atol=1e-4, rtol=0, msg=parameter_name)
 
 
+def test_every_rank_names_the_row_whose_loss_is_not_finite(two_ranks):
+    """One of them is shown, whichever ends first."""
+    said = {(two_ranks / f"refused-{rank}").read_text() for rank in range(2)}
+    assert said == {"sft: loss is nan at step 1; rows r2"}
+
+
 @pytest.mark.parametrize("name", train_on_ranks.CASES)
 def test_stopped_ranks_continue_bit_for_bit(histories, name):
     assert histories[name]["resumed"] == histories[name]["history"]

@@ -240,6 +240,11 @@ def test_a_diverged_loss_stops_and_names_the_rows(tokenizer, rows, tmp_path):
         run(tokenizer, rows, settings(learning_rate=1e30, grad_clip=1e30, steps=8), tmp_path)
 
 
+def test_any_seed_will_do(tokenizer, rows, tmp_path):
+    _, state = run(tokenizer, rows, settings(seed=2**32, steps=1), tmp_path)
+    assert state.step == 1
+
+
 def test_a_gradient_that_is_not_finite_stops_before_it_reaches_a_weight(tokenizer, rows, tmp_path):
     def loss(model, batch, denominator):
         parameter = next(model.parameters())

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from model.data.errors import InputError
 from model.families.opening import load_network, load_processor
 from model.flash.build import build_model
 from model.training.config import TrainingConfig
 from model.training.engine import world
-from model.training.loop import supervised_stage, train
+from model.training.loop import Stage, all_parameters, supervised_loss, supervised_stage, train
 from tests.tiny import byte_tokenizer, picture, question_row, tiny_config
 from tests.tiny_qwen import GENERATIONS, mixed_row, save_stock
 
@@ -107,6 +108,20 @@ def begun(name: str, changes: dict, state_dir: Path) -> None:
         run(name, changes, state_dir, stop_at=2)
 
 
+def refused(out: Path) -> None:
+    """Note what this rank says of a loss that is not a number for one row, which one rank holds."""
+
+    def loss(network, batch, denominator):
+        return supervised_loss(network, batch, denominator) * (float("nan") if "r2" in batch.row_ids else 1)
+
+    config = TrainingConfig.model_validate_json(json.dumps(BASE | {"processes": world()[1]}))
+    network, processor, given = begin("refused")
+    try:
+        train(network, processor, given, Stage("sft", loss, all_parameters), config, out / "refused", lambda *_: None)
+    except InputError as error:
+        (out / f"refused-{world()[0]}").write_text(str(error))
+
+
 def main(out: Path) -> None:
     """Run every case; rank 0 writes histories and weights."""
     histories = {}
@@ -121,6 +136,7 @@ def main(out: Path) -> None:
         histories[name] = {"history": state.history, "resumed": resumed.history, "same_weights": same}
         if world()[0] == 0:
             save_file({n: p.detach().contiguous() for n, p in network.named_parameters()}, out / f"{name}.safetensors")
+    refused(out)
     if world()[0] == 0:
         (out / "histories.json").write_text(json.dumps(histories))
 
