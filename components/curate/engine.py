@@ -29,11 +29,11 @@ from components.curate.findings import mark_used
 from components.curate.ledger import Ledger, partition
 from components.curate.recipe import Operator
 from components.curate.rows import BASE_FACTS, Rows, Verdicts
-from components.settings import REPOSITORY
 from model.data.artifact import file_sha256, payload_sha256
 from model.data.schema import ROW_SCHEMA
 from model.data.shards import Dataset
 
+_REPOSITORY = Path(__file__).resolve().parents[2]
 _ROW = "_row"
 
 
@@ -149,7 +149,7 @@ def _contents(value: Any) -> Any:
 
 @functools.cache
 def _code_of(module: Path) -> str:
-    return code_version(module, REPOSITORY)
+    return code_version(module, _REPOSITORY)
 
 
 @functools.cache
