@@ -147,12 +147,17 @@ def test_a_reference_is_scored_without_a_graph():
     torch.testing.assert_close(found, whole(states, head, targets).detach())
 
 
-def test_half_precision_logits_give_float32():
+@pytest.mark.parametrize("autocast", [True, False])
+def test_half_precision_logits_give_float32(autocast):
+    """Under autocast, and with weights in half precision, as DeepSpeed has them."""
     states, head, targets = example(9)
-    with torch.autocast("cpu", torch.bfloat16):
+    expected = whole(states, head, targets)
+    if not autocast:
+        states, head = states.bfloat16(), head.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = token_scores(states, head, targets, 4)
     assert found.log_probabilities.dtype == found.entropies.dtype == torch.float32
-    torch.testing.assert_close(found.log_probabilities, whole(states, head, targets), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(found.log_probabilities, expected, rtol=0.05, atol=0.05)
 
 
 @settings(deadline=None, max_examples=50)
