@@ -1,14 +1,17 @@
 """The operators of a recipe that need no model: what each lets pass and what it refuses."""
 
 import itertools
+import json
 import math
 import random
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
@@ -97,6 +100,18 @@ def test_every_operator_has_functions():
         functions = implementation(section.model_construct())
         assert functions.row or functions.joint
         assert functions.module.is_file()
+
+
+def test_the_recipe_of_the_guide_is_one():
+    guide = (Path(__file__).parents[2] / "docs" / "data.md").read_text().partition("## Recipes")[2]
+    example = yaml.safe_load(guide.partition("```yaml\n")[2].partition("```")[0])["curate"]
+    assert len(CurateConfig.model_validate_json(json.dumps(example), strict=True).recipe) == len(example["recipe"])
+    named = {
+        section.model_fields["op"].default
+        for section in get_args(get_args(Operator)[0])
+        if "model" not in section.__module__
+    }
+    assert all(f"| `{op}` |" in guide for op in named)
 
 
 # Images
