@@ -26,6 +26,7 @@ from model.data.errors import InputError
 from model.families.qwen_files import load_qwen_processor, save_qwen_processor
 from model.families.qwen_network import QwenNetwork
 from model.families.qwen_processor import QwenProcessor
+from model.flash.directory import building
 from model.flash.processor import read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -61,7 +62,7 @@ def load_qwen(
     tensors = _read_tensors(directory)
     version = _weights_version(config, tensors)
     # Built in its dtype rather than cast to it: transformers keeps the frequencies of rotary embeddings in float32.
-    with no_init_weights(), local_torch_dtype(dtype or torch.float32), torch.device(device):
+    with building(directory), no_init_weights(), local_torch_dtype(dtype or torch.float32), torch.device(device):
         network = QwenNetwork(classes[config.model_type](config), processor, version)
     _fit(network, tensors, directory)
     try:
@@ -80,7 +81,7 @@ def _load_config(directory: Path, classes: Mapping[str, type], attention: str) -
         raise InputError(f"{path}: model_type is {raw.get('model_type')!r}, not {' or '.join(map(repr, classes))}")
     try:
         config = AutoConfig.for_model(**raw)
-    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+    except (AttributeError, TypeError, ValueError, KeyError, StrictDataclassError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
     for part in (config, config.vision_config, config.text_config):
         part._attn_implementation = attention
@@ -92,7 +93,7 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     shards = [SINGLE]
     if (directory / INDEX).is_file():
         weight_map = read_json(directory / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
+        if not isinstance(weight_map, dict) or {type(shard) for shard in weight_map.values()} != {str}:
             raise InputError(f"{directory / INDEX}: no weight_map")
         shards = sorted(set(weight_map.values()))
     tensors = {}

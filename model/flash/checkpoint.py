@@ -16,7 +16,7 @@ from transformers.initialization import no_init_weights
 
 from model.data.artifact import file_sha256
 from model.data.errors import InputError
-from model.flash.directory import load_config, write_configuration, write_json
+from model.flash.directory import building, load_config, write_configuration, write_json
 from model.flash.layouts import EMBEDDING, FLASH_PREFIXES, HEAD, LANGUAGE_PREFIXES, VISION_PREFIXES
 from model.flash.network import FlashModel
 from model.flash.processor import FlashProcessor, load_processor, read_json
@@ -101,7 +101,7 @@ def load_model(
     config = load_config(directory, attention)
     config.image_token_id = processor.image_token_id
     stored = open_weights(directory, _PARTS[part])
-    with no_init_weights(), _default_dtype(dtype), torch.device(device):
+    with building(directory), no_init_weights(), _default_dtype(dtype), torch.device(device):
         model = FlashModel(config, processor.tiling, part, weights_version(directory))
     if model.language_model is not None:
         model.language_model.tie_weights()  # transformers leaves this out where it draws no weights

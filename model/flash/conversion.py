@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from model.data.errors import InputError
 from model.flash.checkpoint import load_config, module_tensors, open_weights, require_names, write_weights
-from model.flash.directory import write_configuration, write_json, write_tokenizer
+from model.flash.directory import building, write_configuration, write_json, write_tokenizer
 from model.flash.layouts import EMBEDDING, to_original
 from model.flash.network import FlashModel
 from model.flash.original import original_config
@@ -72,7 +72,7 @@ def _convert(source: Path, target: Path, layout: Layout) -> None:
     config = load_config(source)
     config.image_token_id = processor.image_token_id
     stored = open_weights(source)
-    with no_init_weights(), torch.device("meta"):
+    with building(source), no_init_weights(), torch.device("meta"):
         expected = set(module_tensors(FlashModel(config, processor.tiling)))
     require_names(stored, expected, tied=config.text_config.tie_word_embeddings)
     tensors = {name: stored.lazy(name) for name in stored.names}

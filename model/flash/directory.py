@@ -1,9 +1,12 @@
 """The files of a model directory beside its weights: configuration, tokenizer, chat template, processor."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, GenerationConfig, InternVLConfig
 
 from model.data.artifact import write_atomic
@@ -31,7 +34,7 @@ def load_config(directory: Path, attention: str = "sdpa") -> InternVLConfig:
         if layout == "internvl_chat":
             raw["text_config"] = _known_keys(raw["text_config"])
         config = AutoConfig.for_model(**raw)
-    except (TypeError, ValueError, KeyError) as error:
+    except (AttributeError, TypeError, ValueError, KeyError, StrictDataclassError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
     for part in (config, config.vision_config, config.text_config):
         part.dtype = None  # whoever loads the weights chooses it
@@ -40,6 +43,20 @@ def load_config(directory: Path, attention: str = "sdpa") -> InternVLConfig:
         config.tie_word_embeddings = config.text_config.tie_word_embeddings
     set_config_attention(config, attention)
     return config
+
+
+@contextmanager
+def building(directory: Path) -> Iterator[None]:
+    """Build a network of the configuration in ``directory`` inside.
+
+    Raises:
+        InputError: transformers cannot, because a value is none that it knows or a size is impossible.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise InputError(f"{directory / 'config.json'}: makes no network: {reason}") from error
 
 
 def _known_keys(text: dict[str, Any]) -> dict[str, Any]:

@@ -192,6 +192,9 @@ def lose(directory):
         (configure(model_type="llama"), "'llama' is of no known family"),
         (configure(model_type="qwen2_vl"), "config"),
         (configure(text_config={"hidden_size": "wide"}), r"config\.json: "),
+        (configure(text_config={"hidden_act": "none such"}), r"config\.json: makes no network: KeyError: 'none such'"),
+        (configure(dtype="none such"), r"config\.json: .*'none such'"),
+        (lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": 5}}'), "no weight_map"),
     ],
 )
 def test_a_broken_directory_gives_one_clear_line(qwen, saved, spoil, message):

@@ -1,5 +1,7 @@
 """The network against transformers' own InternVL holding the same weights."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -210,6 +212,28 @@ def test_a_truncated_or_empty_configuration_is_refused_in_one_line(tiny_director
     (broken / name).write_text(whole[: len(whole) // 2] if left == "half" else left)
     with pytest.raises(InputError, match=str(broken)) as caught:
         load_processor(broken)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"hidden_act": "none such"},
+        {"hidden_size": "64"},
+        {"num_attention_heads": 0},
+        {"rope_parameters": {"rope_type": "x"}},
+    ],
+)
+def test_a_configuration_of_no_network_is_refused_in_one_line(tiny_directory, tmp_path, text):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_directory, broken)
+    config = json.loads((broken / "config.json").read_text())
+    config["text_config"] |= text
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"broken/config\.json: ") as caught:
+        load_model(broken)
     assert "\n" not in str(caught.value)
 
 
