@@ -218,3 +218,16 @@ def test_a_wheel_that_is_not_installed_is_named(monkeypatch):
     fonts.package_directory.cache_clear()
     with pytest.raises(InputError, match="the package vega_datasets is not installed"):
         fonts.package_directory("vega_datasets")
+
+
+def test_a_contact_sheet_shows_every_row(corpus):
+    from components.collect.embedded.contact_sheet import contact_sheet
+
+    firsts = {row["task"]: row for row in reversed(corpus[0])}
+    sheets = [contact_sheet([firsts[task]]) for task in ("sum", "text_sum", "photo_change", "clip_order")]
+    heights = [sheet.height for sheet in sheets]
+    assert len({sheet.width for sheet in sheets}) == 1
+    assert len(set(heights)) == 4
+    together = contact_sheet([firsts[task] for task in ("sum", "text_sum", "photo_change", "clip_order")])
+    assert together.height == max(heights)
+    assert together.crop((0, 0, 340, 150)).tobytes() == sheets[0].crop((0, 0, 340, 150)).tobytes()

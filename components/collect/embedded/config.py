@@ -282,15 +282,25 @@ class EmbeddedConfig(Section):
     heldout_share: float = Field(0.2, gt=0, lt=0.5)
     """Share of the glyphs, words, operands and combinations that occur in held-out rows only."""
     arithmetic: ArithmeticConfig | None = None
+    """Sums, differences and comparisons of handwritten digits."""
     text_arithmetic: TextArithmeticConfig | None = None
+    """Sums, differences and products without an image."""
     comparison: ComparisonConfig | None = None
+    """Questions about two canvases."""
     words: WordsConfig | None = None
+    """Short printed words."""
     charts: ChartsConfig | None = None
+    """Bar and line charts of real tables."""
     pages: PagesConfig | None = None
+    """Rendered text pages."""
     grounding: GroundingConfig | None = None
+    """Boxes of coloured shapes."""
     photos: PhotosConfig | None = None
+    """What was done to a photograph."""
     screens: ScreensConfig | None = None
+    """Where to click in a window."""
     clips: ClipsConfig | None = None
+    """Short videos of handwritten digits."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> "EmbeddedConfig":
