@@ -95,7 +95,9 @@ def _funnel(numbers: Mapping[str, float]) -> list[tuple[str, int, str]]:
     """Rows that each operator left, and how they were split."""
     left = int(numbers["rows_in"])
     levels = [("collected", left, "")]
-    for reason, name in _OPERATORS.items():
+    further = sorted(key.removeprefix("rejected_") for key in numbers if key.startswith("rejected_"))
+    names = _OPERATORS | {reason: reason.replace("_", " ") for reason in further if reason not in _OPERATORS}
+    for reason, name in names.items():
         rejected = int(numbers.get(f"rejected_{reason}", 0))
         left -= rejected
         levels.append((name, left, f"{rejected:,} rejected" if rejected else ""))

@@ -48,5 +48,6 @@ def _start_ray(workers: int) -> None:
     except ImportError as error:
         raise InputError(f"{RUNNER}: ray is asked for and not installed ({error})") from error
     if not ray.is_initialized():
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers or None, "include_dashboard": False}
         ray.init(log_to_driver=False, logging_level="ERROR", **here)

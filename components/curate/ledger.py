@@ -82,8 +82,11 @@ class Ledger:
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self._file(index)
         partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        pq.write_table(table, partial, compression="zstd")
-        partial.replace(path)
+        try:
+            pq.write_table(table, partial, compression="zstd")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
         rejected = table.num_rows - table["reason"].null_count
         note = {"key": self.key, "rows": table.num_rows, "rejected": rejected, "bytes": path.stat().st_size}
         write_atomic(self._marker(index), json.dumps(note, sort_keys=True).encode())

@@ -204,9 +204,9 @@ class Difficulty(Section):
     accuracies: Path
     """Parquet file with the columns ``id`` and ``accuracy`` (from 0 to 1)."""
     low: float = Field(0.2, ge=0, le=1)
-    """Least accuracy (InternVL3.5, section 2.2: 0.2)."""
+    """Least accuracy (InternVL3.5, section 2.3: 0.2)."""
     high: float = Field(0.8, ge=0, le=1)
-    """Largest accuracy (InternVL3.5, section 2.2: 0.8)."""
+    """Largest accuracy (InternVL3.5, section 2.3: 0.8)."""
     keep_unmeasured: bool = False
     """Keep rows that the file does not have."""
 
