@@ -40,14 +40,15 @@ GERMAN = "Das Foto zeigt einen alten Traktor, der am Abend neben der Brücke ste
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured: rows of pictures and texts, and rounds."""
+    """How much is measured: rows of pictures and texts, rounds, and how often the pictures repeat for memory."""
 
     pictures: int
     texts: int
     rounds: int
+    repeats: int
 
 
-QUICK, FULL = Scale(600, 1500, 1), Scale(1150, 6000, 5)
+QUICK, FULL = Scale(600, 1500, 1, 4), Scale(1150, 6000, 5, 16)
 
 
 def picture_rows(count: int) -> list[Row]:
@@ -106,17 +107,17 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__.splitlines()[0], argv)
     scale = QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory() as directory:
-        corpora = {name: Path(directory) / name for name in ("pictures", "four times", "texts")}
+        corpora = {name: Path(directory) / name for name in ("pictures", "large", "texts")}
         rows = picture_rows(scale.pictures)
         write_dataset(corpora["pictures"], rows, shards=SHARDS)
-        # The same pictures under other questions: four times the bytes, and as many duplicates per question.
-        repeated = chain.from_iterable(map(lambda row, n=n: _again(row, n), rows) for n in range(4))
-        write_dataset(corpora["four times"], repeated, shards=SHARDS)
+        # The same pictures under other questions: so many times the bytes, and as many duplicates per question.
+        repeated = chain.from_iterable(map(lambda row, n=n: _again(row, n), rows) for n in range(scale.repeats))
+        write_dataset(corpora["large"], repeated, shards=SHARDS)
         texts = document_rows(scale.texts)
         write_dataset(corpora["texts"], texts, shards=SHARDS)
         taken = _rounds(corpora, scale.rounds)
         ray = measure("images", corpora["pictures"], "ray")
-        large = measure("images", corpora["four times"])
+        large = measure("images", corpora["large"])
         megabytes = [sum(file.stat().st_size for file in corpora[name].iterdir()) / 1e6 for name in corpora]
     native = taken["images"]
     assert native[0]["kept"] == taken["pil_pool"][0]["kept"] == ray["kept"], "the pool or Ray keeps other rows"

@@ -4,10 +4,10 @@
 
 Pictures (photographs, digit canvases, rendered words): one in four is planted again, encoded at another quality,
 resized, or cropped by 5 %. Captions: one in four is planted again, paraphrased by rule. All others are distinct, digit
-canvases and captions in little. A row counts as found if it is refused as a duplicate of the row it was made of;
-whatever else is refused is a false alarm. The figure is F1 over all pictures, the peer's the same for the perceptual
-hash alone (64 bits, the same distance, no look at the pixels), which is what most tools do. Intervals are Wilson's,
-at 95 %.
+canvases and captions in little. A planted row that is refused is found, any other that is refused is a false alarm;
+where the row it was made of was refused in error, its copy may stay and counts as missed. The figure is F1 over all
+pictures, the peer's the same for the perceptual hash alone (64 bits, the same distance, no look at the pixels), which is
+what most tools do. Intervals are Wilson's, at 95 %.
 """
 
 import io
@@ -36,7 +36,7 @@ OPERATORS: dict[str, Operator] = {
     "near_duplicates": NearDuplicates(),
     "near_duplicates, loose": NearDuplicates(phash_distance=12, pixel_difference=0.4),
     "semantic_duplicates": SemanticDuplicates(),
-    "semantic_duplicates, loose": SemanticDuplicates(min_cosine=0.9),
+    "semantic_duplicates, loose": SemanticDuplicates(min_cosine=0.95),
     "near_duplicate_texts": NearDuplicateTexts(),
     "near_duplicate_texts, loose": NearDuplicateTexts(ngram=1, jaccard=0.6),
 }
