@@ -3,10 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 import daft
-import numpy as np
 from daft import DataType, Expression, Series, col
 
 from components.curate.duplicates import (
@@ -21,8 +19,6 @@ from components.curate.duplicates import (
 from components.curate.images import pixel_difference, reduced_grey
 from components.curate.recipe import Decontaminate, ExactDuplicates, NearDuplicates
 from components.curate.rows import Rows, Verdicts
-
-_GREY_KEPT = 8192
 
 
 def text_keys(section: ExactDuplicates | NearDuplicates) -> Expression:
@@ -46,14 +42,10 @@ def near_duplicates(section: NearDuplicates, rows: Rows) -> Verdicts:
     """Rows that say what an earlier row says about images that look the same: hashes nominate, pixels decide."""
     found = _signatures(rows, text=False)
     pairs = near_duplicate_candidates(found, section.phash_distance)
-    images = rows.images({place for pair in pairs for place in pair})
-
-    @lru_cache(maxsize=_GREY_KEPT)
-    def grey(place: int, image: int) -> np.ndarray:
-        return reduced_grey(images[place][image])
+    grey = rows.images({place for pair in pairs for place in pair}, reduced_grey)
 
     def same(place: int, image: int, other: int, other_image: int) -> bool:
-        return pixel_difference(grey(place, image), grey(other, other_image)) <= section.pixel_difference
+        return pixel_difference(grey[place][image], grey[other][other_image]) <= section.pixel_difference
 
     reject_near_duplicates(found, pairs, same)
     return _verdicts(rows, found)
@@ -73,15 +65,11 @@ def _reject_images(
     section: Decontaminate, rows: Rows, found: list[Signature], evaluation: Rows, theirs: list[Signature]
 ) -> None:
     shared = list(contamination_candidates(found, theirs, section.phash_distance))
-    our_images = rows.images({place for place, *_ in shared})
-    their_images = evaluation.images({place for _, _, place, _ in shared})
-
-    @lru_cache(maxsize=_GREY_KEPT)
-    def grey(of_evaluation: bool, place: int, image: int) -> np.ndarray:
-        return reduced_grey((their_images if of_evaluation else our_images)[place][image])
+    grey = rows.images({place for place, *_ in shared}, reduced_grey)
+    their_grey = evaluation.images({place for _, _, place, _ in shared}, reduced_grey)
 
     def same(place: int, image: int, other: int, other_image: int) -> bool:
-        return pixel_difference(grey(False, place, image), grey(True, other, other_image)) <= section.pixel_difference
+        return pixel_difference(grey[place][image], their_grey[other][other_image]) <= section.pixel_difference
 
     reject_contaminated_images(found, theirs, shared, same)
 

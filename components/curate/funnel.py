@@ -60,7 +60,7 @@ def packing_statistics(outcome: Outcome, mine: Sequence[bool]) -> dict[str, Any]
         for place in places:
             bins[1 << (values[place] - 1).bit_length() if values[place] else 0] += outcome.copies.get(place, 1)
         total = sum(values[place] * outcome.copies.get(place, 1) for place in places)
-        found[name.replace("_", " ")] = {"total": total, "bins": {str(edge): bins[edge] for edge in sorted(bins)}}
+        found[name.removeprefix("spaced_")] = {"total": total, "bins": {str(edge): bins[edge] for edge in sorted(bins)}}
     return found
 
 

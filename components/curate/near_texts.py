@@ -62,15 +62,15 @@ def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
 
 def _confirmed(pairs: dict[int, list[int]], rejected: dict[int, int], rows: Rows) -> dict[int, int]:
     """Of rows whose images hash alike but have other bytes: those whose pixels agree, with the earlier row."""
-    images = rows.images({place for later, earlier in pairs.items() for place in (later, *earlier)})
+    grey = rows.images({place for later, earlier in pairs.items() for place in (later, *earlier)}, reduced_grey)
     limit = NearDuplicates().pixel_difference
-    grey = lru_cache(maxsize=4096)(lambda place, image: reduced_grey(images[place][image]))
     found: dict[int, int] = {}
     for later, candidates in sorted(pairs.items()):
         for earlier in candidates:
             if earlier in rejected or earlier in found:
                 continue
-            if all(pixel_difference(grey(earlier, i), grey(later, i)) <= limit for i in range(len(images[later]))):
+            shown = [pair for pair in zip(grey[earlier], grey[later], strict=True) if pair[0] is not None]
+            if all(pixel_difference(*pair) <= limit for pair in shown):
                 found[later] = earlier
                 break
     return found

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from model.data.shards import Dataset
 
+T = TypeVar("T")
 BASE_FACTS = ("id", "task", "source", "license", "answers")
 """Columns that every joint operator may ask for beside the facts of the row functions before it."""
 
@@ -61,13 +62,16 @@ class Rows:
         """Places of the rows that no operator has rejected, in order."""
         return [place for place, reason in enumerate(self.reasons) if reason is None]
 
-    def images(self, places: Iterable[int]) -> dict[int, list[bytes]]:
-        """Encoded media of the rows at ``places``; empty bytes for one that lies elsewhere. Reads the dataset once."""
+    def images(self, places: Iterable[int], read: Callable[[bytes], T]) -> dict[int, list[T | None]]:
+        """``read`` of the bytes of every image of the sound rows at ``places``; None for a video.
+
+        Reads the dataset once and keeps nothing but what ``read`` gives: let it be small.
+        """
         wanted = set(places)
         if not wanted:
             return {}
         return {
-            place: [medium["bytes"] or b"" for medium in row["media"]]
+            place: [read(medium["bytes"] or b"") if medium["kind"] == "image" else None for medium in row["media"]]
             for place, row in enumerate(self.dataset.rows())
             if place in wanted
         }
