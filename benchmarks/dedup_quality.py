@@ -6,8 +6,8 @@ Pictures (photographs, digit canvases, rendered words): one in four is planted a
 resized, or cropped by 5 %. Captions: one in four is planted again, paraphrased by rule. All others are distinct, digit
 canvases and captions in little. A planted row that is refused is found, any other that is refused is a false alarm;
 where the row it was made of was refused in error, its copy may stay and counts as missed. The figure is F1 over all
-pictures, the peer's the same for the perceptual hash alone (64 bits, the same distance, no look at the pixels), which is
-what most tools do. Intervals are Wilson's, at 95 %.
+pictures, the peer's the same for the perceptual hash alone (64 bits, the same distance, no look at the pixels), as most
+tools do. Intervals are Wilson's, at 95 %.
 """
 
 import io

@@ -60,7 +60,7 @@ def cosine(images: list[Image.Image], caption: str, directory: Path) -> float:
     """Mean cosine, in [-1, 1], of the embeddings of a caption and of each image.
 
     The caption is cut to what the model's text tower takes. One row at a time on one thread, so that scores do not
-    depend on neighbours and processors.
+    depend on neighbours and processors; sets the number of torch's threads in this process.
     """
     import torch
 

@@ -94,6 +94,7 @@ def embed(text: str, max_tokens: int) -> bytes | None:
     """Embedding of a text as 384 signed bytes, the largest of them 127; None for an empty or a longer text.
 
     One text at a time on one thread: the last bits of a batch depend on its neighbours and on the number of threads.
+    Sets the number of torch's threads in this process.
     """
     import torch
 
