@@ -15,7 +15,7 @@ def check(
 ) -> None:
     """Verify the hashes, the schema, every row and every medium; one line for each problem.
 
-    Exits with 1 if there is a problem, with 2 if the question makes no sense.
+    Exits with 1 if there is a problem.
 
     Example: `fovea data check out/line/curate/questions`
     """

@@ -6,6 +6,7 @@ A function of the dataset's bytes alone: no time, no place and no remote enter i
 import html
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +23,8 @@ body{margin:0;background:#f6f8fa;color:#1f2933;font:15px/1.5 system-ui,sans-seri
 main{max-width:880px;margin:0 auto;padding:24px 16px 48px}
 h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:28px 0 8px}
 table{border-collapse:collapse;background:#fff;border:1px solid #e1e7ec;font-size:14px;max-width:100%}
-td,th{padding:5px 12px;border-bottom:1px solid #e1e7ec;text-align:left;vertical-align:top;overflow-wrap:break-word;max-width:420px}
+td,th{padding:5px 12px;border-bottom:1px solid #e1e7ec;text-align:left;vertical-align:top}
+td{overflow-wrap:break-word;max-width:420px}
 th{color:#5b6b7b}td.number{text-align:right;font-variant-numeric:tabular-nums}
 img{image-rendering:pixelated;max-width:336px;background:#10161d}.scroll{overflow-x:auto}
 """
@@ -123,7 +125,7 @@ def _reject_table(summary: Summary) -> list[_Table]:
     return [_Table("Rejects", ("step", "reason", "count"), rows)]
 
 
-def _examples(rows: list[Row]) -> list[tuple[Any, ...]]:
+def _examples(rows: Iterable[Row]) -> list[tuple[Any, ...]]:
     shown = []
     for row in rows:
         pictures = [thumbnail(medium, _SIDE) for medium in row["media"][:3]]
