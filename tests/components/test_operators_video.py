@@ -5,11 +5,13 @@ import io
 import av
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
+from components.curate import model_sections
 from components.curate.clips import (
     clip_facts,
     keyframe_times,
@@ -18,9 +20,11 @@ from components.curate.clips import (
     sample_clip,
     words_reason,
 )
+from components.curate.config import CurateConfig
 from components.curate.engine import apply_recipe
 from components.curate.model_sections import VideoKeyframes, VideoMetadata, VideoMotion, VideoWords
 from components.curate.recipe import Decode, Schema
+from components.settings import REPOSITORY
 from model.data.errors import InputError
 from model.data.schema import scorer
 from model.data.shards import open_dataset, write_dataset
@@ -247,3 +251,10 @@ def test_a_recipe_of_video_operators_gives_every_row_its_facts_or_its_reason(tmp
         "keyframes": [[0, 1.5, 3]],
     }
     assert outcome.rows.fact("scene_cuts")[place] == [[]]
+
+
+def test_the_recipe_of_the_guide_is_a_recipe_and_names_every_operator_of_this_kind():
+    guide = (REPOSITORY / "docs" / "curation.md").read_text(encoding="utf-8")
+    config = CurateConfig(**yaml.safe_load(guide.split("```yaml")[1].split("```")[0])["curate"])
+    named = {type(section) for section in config.recipe[2:]}
+    assert named == {value for value in vars(model_sections).values() if hasattr(value, "category")}
