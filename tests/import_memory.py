@@ -11,10 +11,10 @@ from PIL import Image
 _SCRIPT = """
 import json, resource, sys
 from pathlib import Path
-from model.data import shards
 from components.collect.config import CollectConfig
 from components.collect.step import run
 from components.context import StepContext
+from model.data import shards
 
 source, out, group_bytes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 shards.GROUP_BYTES = group_bytes

@@ -1,10 +1,14 @@
 """``collect``: the raw dataset, its held-out rows, and the tokenizer."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+# Read by Arrow when it is first used: its own allocator keeps what is freed (importers/memory.py).
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 from tokenizers import Tokenizer
 
@@ -12,6 +16,7 @@ from components.collect.config import CollectConfig
 from components.collect.digits import FAMILIES, digit_rows, train_counts
 from components.collect.embedded.rows import embedded_counts, embedded_rows
 from components.collect.existing import open_source, valid_rows
+from components.collect.importers.memory import freed_memory_returned
 from components.collect.tokenizer import adopt_tokenizer, train_tokenizer, write_tokenizer
 from components.context import StepContext, StepResult
 from model.data.schema import Reject, Row
@@ -36,11 +41,26 @@ def run(config: CollectConfig, *, corpus: Path, heldout: Path, tokenizer: Path, 
     Raises:
         InputError: the source, the dataset or the tokenizer is missing or damaged, or holds no valid row.
     """
-    rejected: dict[str, list[Reject]] = {"corpus": [], "heldout": []}
     importer = _importer(config)
-    sources = _imported(importer, rejected) if importer else _own(config, rejected)
-    directories = {"corpus": corpus, "heldout": heldout}
+    if importer is None:
+        return _collect(config, None, {"corpus": corpus, "heldout": heldout}, tokenizer, context)
+    with freed_memory_returned():
+        result = _collect(config, importer, {"corpus": corpus, "heldout": heldout}, tokenizer, context)
+    result.numbers |= {f"source_{name}": count for name, count in importer.counts.items()}
+    result.values["source"] = importer.found
+    return result
 
+
+def _collect(
+    config: CollectConfig,
+    importer: "Importer | None",
+    directories: dict[str, Path],
+    tokenizer: Path,
+    context: StepContext,
+) -> StepResult:
+    """Write the datasets, then the tokenizer."""
+    rejected: dict[str, list[Reject]] = {"corpus": [], "heldout": []}
+    sources = _imported(importer, rejected) if importer else _own(config, rejected)
     tasks: Counter[str] = Counter()
     numbers: dict[str, float] = {}
     for name, (rows, total) in sources.items():
@@ -51,14 +71,10 @@ def run(config: CollectConfig, *, corpus: Path, heldout: Path, tokenizer: Path, 
         numbers[f"{name}_rows"] = len(dataset)
         numbers[f"{name}_rejects"] = len(rejected[name])
 
-    made = adopt_tokenizer(config.tokenizer) if config.tokenizer else _train(corpus, config.vocabulary)
+    made = adopt_tokenizer(config.tokenizer) if config.tokenizer else _train(directories["corpus"], config.vocabulary)
     write_tokenizer(made, tokenizer)
     numbers["vocabulary"] = made.get_vocab_size()
-    numbers |= {f"rows_{task}": count for task, count in sorted(tasks.items())}
-    if importer is None:
-        return StepResult(numbers=numbers)
-    numbers |= {f"source_{name}": count for name, count in importer.counts.items()}
-    return StepResult(numbers=numbers, values={"source": importer.found})
+    return StepResult(numbers=numbers | {f"rows_{task}": count for task, count in sorted(tasks.items())})
 
 
 def _importer(config: CollectConfig) -> "Importer | None":
