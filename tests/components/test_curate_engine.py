@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from components.context import StepContext
 from components.curate import findings, ledger
 from components.curate.config import CurateConfig
+from components.curate.daft_runner import choose_runner
 from components.curate.engine import apply_recipe
 from components.curate.recipe import (
     DEFAULT,
@@ -36,6 +37,7 @@ from components.curate.recipe import (
 )
 from components.curate.step import run
 from model.data.artifact import file_sha256, payload_sha256
+from model.data.errors import InputError
 from model.data.shards import open_dataset, write_dataset
 from tests.tiny import picture as noise
 from tests.tiny import question_row
@@ -160,6 +162,7 @@ import model.data.shards
 from components.context import StepContext
 from components.curate import findings, ledger
 from components.curate.config import CurateConfig
+from components.curate.daft_runner import choose_runner
 from components.curate.step import run
 ledger.SHARD_ROWS = 64
 seen = 0
@@ -287,3 +290,20 @@ def test_a_difficulty_file_is_part_of_the_key(tmp_path, corpus):
     assert apply_recipe(corpus, recipe, tmp_path / "state").rows.sound() == [0]
     pq.write_table(pa.table({"id": ["row-8"], "accuracy": [0.5]}), path)
     assert apply_recipe(corpus, recipe, tmp_path / "state").rows.sound() == [8]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("FOVEA_CURATE_RUNNER", "spark", "FOVEA_CURATE_RUNNER: must be native or ray, not 'spark'"),
+        ("FOVEA_CURATE_WORKERS", "many", "FOVEA_CURATE_WORKERS: must be a number, not 'many'"),
+    ],
+)
+def test_a_wrong_runner_or_number_of_workers_is_named(monkeypatch, variable, value, problem):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=problem):
+        choose_runner()
+
+
+def test_the_runner_is_no_part_of_the_configuration():
+    assert not {"runner", "workers"} & set(CurateConfig.model_fields)
