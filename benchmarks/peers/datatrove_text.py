@@ -67,7 +67,9 @@ def curate(
     spread: dict[str, Any] = {"tasks": workers, "workers": workers, "start_method": "fork"}
 
     def run(pipeline: list[Any], **parallel: Any) -> None:
-        LocalPipelineExecutor(pipeline, logging_dir=None, skip_completed=False, **(spread | parallel)).run()
+        # Named, or it makes a folder of logs wherever it is started; with skip_completed off nothing of it is used.
+        logs = str(output / "logs")
+        LocalPipelineExecutor(pipeline, logging_dir=logs, skip_completed=False, **(spread | parallel)).run()
 
     filters = [
         LambdaFilter(lambda document: document.metadata["license"] in licences),
