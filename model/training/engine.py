@@ -147,13 +147,19 @@ class PlainEngine:
         with together:
             with self._accelerator.autocast():
                 loss = self._module(batch, denominator)
-            self._accelerator.backward(loss)
+            # In one process rows without media leave out the vision half, and with it all that may train.
+            if loss.requires_grad:
+                self._accelerator.backward(loss)
         return loss.item()
 
     def step(self, learning_rate: float) -> float:
         """Clip, update, forget the gradients; returns the norm before clipping."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["scale"]
+        for parameter in self._trained.values():
+            if parameter.grad is None:
+                # Zero, as it is among several processes: every parameter has as many updates as the run has steps.
+                parameter.grad = torch.zeros_like(parameter)
         norm = float(self._accelerator.clip_grad_norm_(self._trained.values(), self._clip))
         # A step that cannot be right is not taken: the loop stops with the rows' names, and the checkpoint stays good.
         if norm == norm and norm != float("inf"):

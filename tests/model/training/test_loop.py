@@ -54,6 +54,25 @@ def test_a_stopped_run_continues_bit_for_bit(tokenizer, rows, tmp_path, precisio
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
+def test_a_run_with_steps_of_text_alone_continues_bit_for_bit(tokenizer, rows, tmp_path):
+    """Such a step moves the vision half by its momentum, and counts for it."""
+    given, config = [*rows[:2], *rows[2::4]], settings(batch_size=1)
+    model, state = run(tokenizer, given, config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tokenizer, given, config, tmp_path / "stopped", stop_at=7)
+    again, resumed = run(tokenizer, given, config, tmp_path / "stopped")
+    assert resumed.history == state.history
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_rows_of_text_teach_a_projector_nothing(tokenizer, rows, tmp_path):
+    config = settings(train="projector", batch_size=2, micro_batch_size=1, text_to_multimodal=(1, 1))
+    _, mixed = run(tokenizer, rows, config, tmp_path / "mixed")
+    assert all(record["grad_norm"] > 0 for record in mixed.history)
+    _, alone = run(tokenizer, rows[2::4], settings(train="projector"), tmp_path / "alone")
+    assert all(record["grad_norm"] == 0 for record in alone.history)
+
+
 def test_a_resumed_optimiser_follows_the_model_to_where_it_trains(tokenizer, rows, tmp_path, monkeypatch):
     """Another type of number stands for another device."""
     monkeypatch.setattr(Accelerator, "prepare", lambda self, module: module.double())
