@@ -307,7 +307,9 @@ def _problems(error: ValidationError, layers: list[_Layer]) -> list[str]:
     for problem in error.errors(include_url=False):
         path = tuple(str(part) for part in problem["loc"])
         text = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
-        if problem["type"] == "extra_forbidden":
+        if path[-1:] == ("[key]",):  # of a mapping whose keys are names of something
+            path, text = path[:-1], "unknown key"
+        elif problem["type"] == "extra_forbidden":
             text = "unknown key"
         elif problem["type"] == "missing":
             path, text = path[:-1], f"{path[-1]} is missing"

@@ -81,15 +81,16 @@ class ZeroEngine:
         # what does not train at the end.
         exact = {} if config.precision == "float32" else {n: p.detach().clone() for n, p in network.named_parameters()}
         self._frozen = {name: exact.pop(name) for name in list(exact) if name not in self._trained}
+        settings = deepspeed_config(
+            config,
+            micro_batches,
+            trained_parameters=sum(p.numel() for p in self._trained.values()),
+            hidden_size=network.head.in_features,
+        )
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=LossModule(network, loss),
             optimizer=make_optimizer(network, config),
-            config=deepspeed_config(
-                config,
-                micro_batches,
-                trained_parameters=sum(p.numel() for p in self._trained.values()),
-                hidden_size=network.head.in_features,
-            ),
+            config=settings,
             dist_init_required=False,
         )
         self.device = torch.device(self._engine.device)
