@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, InternVLConfig, InternVLVisionModel, PreTrainedModel
@@ -77,9 +78,14 @@ def _pretrained(model_class: type, key: str, directory: Path) -> PreTrainedModel
     if not (directory / "config.json").is_file():
         fetch = f"hf download OWNER/NAME --local-dir {directory}"
         raise InputError(f"{key}: no model at {directory.resolve()}; fetch it with: {fetch}")
+    raw = read_json(directory / "config.json")
+    for name in ("attn_implementation", "_attn_implementation"):
+        if "/" in str(raw.get(name)):
+            # transformers would fetch that repository and run it.
+            raise InputError(f"{key}: {directory / 'config.json'}: {name} is {raw[name]!r}, code that is not run here")
     try:
         return model_class.from_pretrained(directory, local_files_only=True, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (ArithmeticError, LookupError, OSError, TypeError, ValueError, StrictDataclassError) as error:
         raise InputError(f"{key}: {directory}: {str(error).splitlines()[0]}") from error
 
 

@@ -254,6 +254,23 @@ def test_a_missing_pretrained_half_names_the_path_and_the_command(tokenizer, tmp
         build_model(config, tokenizer, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"attn_implementation": "someone/kernels"},
+            "attn_implementation is 'someone/kernels', code that is not run here",
+        ),
+        ({"num_hidden_layers": "two"}, "num_hidden_layers"),
+    ],
+)
+def test_a_pretrained_half_that_cannot_be_built_is_refused(tokenizer, tmp_path, change, message):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"} | change))
+    config = tiny_config().model_copy(update={"language_checkpoint": tmp_path})
+    with pytest.raises(InputError, match=message):
+        build_model(config, tokenizer, seed=0)
+
+
 def test_pretrained_halves_are_taken_and_new_tokens_start_at_the_mean(tokenizer, tmp_path):
     from transformers import AutoModelForCausalLM, Qwen3Config
 
