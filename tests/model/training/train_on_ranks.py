@@ -40,6 +40,7 @@ CASES = {
     "zero2": {"zero": {"stage": 2, "offload": "optimizer"}},
     "zero3": {"zero": {"stage": 3}},
     "zero3 offloaded": {"zero": {"stage": 3, "offload": "all"}, "activation_checkpointing": "all"},
+    "zero3 short": {"zero": {"stage": 3}},
     "zero3 packs": {"zero": {"stage": 3}, **PACKS},
     "zero2 half": {"zero": {"stage": 2}, "precision": "bfloat16"},
     "zero3 lora": {"zero": {"stage": 3}, "lora": {"rank": 2, "targets": ["language", "vision"]}},
@@ -87,6 +88,8 @@ def run(name: str, changes: dict, state_dir: Path, stop_at: int | None = None, *
     """(network, state) of one case."""
     config = TrainingConfig.model_validate_json(json.dumps(BASE | changes | more | {"processes": world()[1]}))
     network, processor, given = begin(name)
+    if name.endswith("short"):
+        given = given[:3]  # a rank is through with its one row of a kind long before the other
 
     def progress(_label, done, _total):
         if done == stop_at:
