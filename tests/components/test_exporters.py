@@ -206,3 +206,21 @@ def test_an_export_is_complete_or_not_there(tmp_path, export):
     export([ROW], tmp_path / "out")
     with pytest.raises(InputError, match="exists already"):
         export([ROW], tmp_path / "out")
+
+
+def test_images_whose_hash_no_row_states_are_told_apart(tmp_path):
+    nameless = [ROW | {"id": str(index), "media": [IMAGES[index] | {"sha256": None}]} for index in range(3)]
+    export_internvl(nameless, tmp_path / "out")
+    back = {row["id"]: row["media"][0]["bytes"] for row in import_all(tmp_path / "out", format="internvl").rows}
+    assert back == {str(index): IMAGES[index]["bytes"] for index in range(3)}
+
+
+@pytest.mark.parametrize("export", [export_internvl, export_webdataset])
+def test_a_format_that_is_a_path_leads_nowhere(tmp_path, export):
+    climbing = ROW | {"media": [IMAGES[0] | {"format": "/../../../../climbed"}]}
+    export([climbing], tmp_path / "deep" / "out")
+    written = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
+    assert not [path for path in written if "climbed" in path]
+    for path in tmp_path.rglob("*.tar"):
+        with tarfile.open(path) as tar:
+            assert all("/" not in name for name in tar.getnames())

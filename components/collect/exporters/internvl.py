@@ -4,6 +4,7 @@ Keys that InternVL does not know (``task``, ``answers``, ``scorer``, ...) stand 
 them, and our importer takes them back, so that export and import is the identity on every row that is not refused.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -117,8 +118,8 @@ def _media(media: list[Media]) -> dict[str, Any]:
 
 
 def _path(medium: Media) -> str:
-    """Where the bytes go: by their hash, so that rows about one image share a file."""
-    sha256 = medium["sha256"] or ""
+    """Where the bytes go: by their hash (a row may state none), so that rows about one image share a file."""
+    sha256 = hashlib.sha256(medium["bytes"] or b"").hexdigest()
     return f"{_MEDIA}/{sha256[:2]}/{sha256}.{file_ending(medium)}"
 
 

@@ -1,6 +1,7 @@
 """What both exporters do: a directory that appears when it is complete, and the rows that a format cannot hold."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from model.data.schema import Media
 
 REJECTS = "rejects.jsonl"
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "MATROSKA": "mkv"}
+_PLAIN = re.compile(r"[A-Za-z0-9]{1,16}")
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,10 @@ def new_directory(directory: Path) -> Iterator[Path]:
 
 
 def file_ending(medium: Media) -> str:
-    """The ending of a file with these bytes, by what they are."""
-    name = medium["format"] or ("PNG" if medium["kind"] == "image" else "MP4")
+    """The ending of a file with these bytes, by what they are; what is no plain word would lead elsewhere."""
+    name = medium["format"] or ""
+    if not _PLAIN.fullmatch(name):
+        name = "PNG" if medium["kind"] == "image" else "MP4"
     return _ENDINGS.get(name, name.lower())
 
 
