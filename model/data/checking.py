@@ -108,7 +108,7 @@ def _row(row: dict[str, Any], judge: Judge, checked: Checked) -> Iterator[str]:
                 checked.elsewhere += 1
             else:
                 _check_medium(cast("Media", medium))
-        except InputError as error:
+        except (InputError, ValueError) as error:  # ValueError: an address that is none
             yield f"media[{place}]: {error}"
 
 

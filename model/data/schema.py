@@ -264,7 +264,7 @@ def _check_answers(row: Mapping[str, Any]) -> str | None:
         return "scorer.name is missing or not a name"
     try:
         parameters = json.loads(judge.get("parameters"))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return "scorer.parameters is not JSON"
     return None if isinstance(parameters, dict) else "scorer.parameters is not a JSON object"
 

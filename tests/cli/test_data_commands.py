@@ -218,7 +218,9 @@ def damaged_rows(tmp_path: Path) -> Path:
     rows[4]["messages"][0]["content"] = "no placeholder"
     rows[5]["id"] = "row-0007"
     rows[6]["media"][0].update(bytes=None, uri=str(tmp_path / "gone.png"))
-    return write_dataset(tmp_path / "damaged", rows).path
+    rows[7]["media"][0].update(bytes=None, uri="http://[")
+    forged = text_row("forged") | {"scorer": {"name": "exact", "parameters": "[" * 100_000}}
+    return write_dataset(tmp_path / "damaged", [*rows, forged]).path
 
 
 def test_check_names_every_bad_row_on_a_line_of_its_own(tmp_path):
@@ -230,6 +232,8 @@ def test_check_names_every_bad_row_on_a_line_of_its_own(tmp_path):
         ("row-0003", r"scorer: numeric: cannot read the reference 'many'"),
         ("row-0004", "0 <image> placeholders for 1 media"),
         ("row-0006", "there is no file .*gone.png"),
+        ("row-0007", r"media\[0\]: Invalid IPv6 URL"),
+        ("forged", "scorer.parameters is not JSON"),
         ("row-0007", "an earlier row has this id"),
     ]
     assert len(lines) == len(expected)

@@ -407,6 +407,15 @@ def test_the_same_source_gives_the_same_split_and_all_rows_about_an_image_one_si
     assert {row["id"] for row in other.heldout} != {row["id"] for row in one.heldout}
 
 
+def test_two_spellings_of_a_path_are_one_image(tmp_path):
+    names = write_images(tmp_path / "img", 20)
+    table = [[f"{before}img/{name}", f"{before}?", "yes"] for name in names for before in ("", "./", "img/../")]
+    write_csv(tmp_path / "q.csv", [["image", "question", "answer"], *table])
+    imported = import_all(tmp_path, heldout_share=0.4)
+    shown = [{row["media"][0]["sha256"] for row in rows} for rows in (imported.train, imported.heldout)]
+    assert len(imported.rows) == 60 and shown[0].isdisjoint(shown[1])
+
+
 def test_a_small_source_has_one_held_out_row(tmp_path):
     imported = import_all(questions_csv(tmp_path, 3), heldout_share=0.0001)
     assert (len(imported.train), len(imported.heldout)) == (2, 1)

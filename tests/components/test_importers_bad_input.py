@@ -126,6 +126,57 @@ def test_a_tar_header_that_claims_gigabytes_is_not_believed(tmp_path):
     assert "a header claims" in refused(tmp_path)
 
 
+def test_a_tar_with_a_broken_sparse_map_or_an_endless_chain_of_names_is_named(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("x.txt")
+        member.pax_headers = {"GNU.sparse.map": "a,b", "GNU.sparse.size": "100"}
+        tar.addfile(member)
+    assert "a.tar: a truncated or damaged tar file" in refused(tmp_path)
+    link = tarfile.TarInfo("././@LongLink")
+    link.type, link.size = tarfile.GNUTYPE_LONGNAME, 2
+    (tmp_path / "a.tar").write_bytes((link.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")) * 3000)
+    assert "a.tar: a truncated or damaged tar file" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("facts", "problem"),
+    [
+        ({"start": "x", "end": 1}, "start is no number"),
+        ({"width": 10**30}, "width is no number of pixels"),
+        ({"format": ["PNG"]}, "format is no text"),
+        ({"format": "\ud800"}, "half a surrogate pair"),
+        ({"end": 10**400}, "end is no number"),
+        ({"member": ["png"]}, "no member"),
+    ],
+)
+def test_an_export_with_a_forged_medium_costs_that_row_alone(tmp_path, facts, problem):
+    turns = [{"role": "user", "content": "<image>\n?"}, {"role": "assistant", "content": "yes"}]
+    forged = {"id": "forged", "messages": turns, "media": [{"kind": "image", "member": "png"} | facts]}
+    sound = [(f"{index}.{kind}", data) for index in range(4) for kind, data in (("png", png(index)), ("txt", b"x"))]
+    write_tar(tmp_path / "a.tar", [*sound, ("z.png", png(9)), ("z.json", json.dumps(forged).encode())])
+    imported = import_all(tmp_path)
+    assert len(imported.rows) == 4
+    (reason,) = imported.reasons.values()
+    assert problem in reason
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"data_source": [1, 2, 3]},
+        {"images": [1, 2, 3]},
+        {"images": [[{"bytes": "text", "path": None}]] * 3},
+        {"images": [[{"bytes": [1, 2], "path": None}]] * 3},
+    ],
+)
+def test_rl_columns_of_another_type_are_rejects(tmp_path, column):
+    sound = {"extra_info": [{"question": f"{i}?"} for i in range(3)], "reward_model": [{"ground_truth": "yes"}] * 3}
+    pq.write_table(pa.table(sound), tmp_path / "a.parquet")
+    pq.write_table(pa.table(sound | column), tmp_path / "b.parquet")
+    imported = import_all(tmp_path, format="internvl_rl")
+    assert (len(imported.rows), len(imported.rejects)) == (3, 3)
+
+
 # Sizes
 
 
@@ -231,6 +282,15 @@ def test_texts_that_forge_a_turn_or_have_no_answer_are_refused(tmp_path):
     assert len(imported.rows) == 2
     assert len(imported.rejects) == 6
     assert "reserved word <|im_end|>" in imported.reasons["forged"]
+
+
+def test_parameters_and_labels_that_no_machine_number_or_stack_holds_refuse_the_row(tmp_path):
+    deep = {"conversations": says("q", "yes"), "scorer": {"name": "exact", "parameters": "[" * 100_000}}
+    large = {"conversations": says("q", "yes"), "steps": [{"text": "s", "label": 10**400}]}
+    write_jsonl(tmp_path / "a.jsonl", [*({"conversations": says(f"{i}?", "yes")} for i in range(4)), deep, large])
+    imported = import_all(tmp_path, format="internvl")
+    assert len(imported.rows) == 4
+    assert sorted(imported.reasons.values()) == ["a step's label is no number", "scorer.parameters is not JSON"]
 
 
 def test_a_scorer_that_cannot_judge_an_answer_refuses_the_row(tmp_path):

@@ -33,8 +33,8 @@ class Source(Section):
     scorer: ScorerConfig = ScorerConfig()
     """Judge of rows that name none."""
     heldout_share: float = Field(0.1, gt=0, lt=1)
-    """Share of the rows without a split of their own that is held out. Chosen by a hash of the row's media (of its text
-    where it has none), so that all rows about one image fall on one side; at least one row is held out."""
+    """Share of the rows without a split of their own that is held out. Chosen by a hash of the row's first medium (of
+    its text where it has none), so that all rows about one image fall on one side; at least one row is held out."""
     pretrain_share: float = Field(0.0, ge=0, lt=1)
     """Share of the training rows that get the task ``pretrain``, for lines that pre-train on what they fine-tune on."""
     seed: int = Field(0, ge=0)

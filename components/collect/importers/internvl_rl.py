@@ -45,11 +45,14 @@ def records(source: InternvlRlSource, root: SourceRoot, notes: dict[str, Any]) -
 def _record(row: dict[str, Any], place: str) -> Record:
     reward = mapping(row.get(_NEEDED), _NEEDED)
     answers = answer_texts(reward.get("ground_truth"), "reward_model.ground_truth")
-    media = [_image(image) for image in row.get("images") or []]
+    images = row.get("images") or []
+    if not isinstance(images, list):
+        raise Refusal("images is no list")
+    media = [_image(image) for image in images]
     messages = _asked(row)
     place_media(messages, media, several=True)
     messages.append({"role": "assistant", "content": answers[0]})
-    identity = row.get("id")
+    identity, origin = row.get("id"), row.get("data_source")
     return Record(
         place,
         id=None if identity is None else str(identity),
@@ -57,7 +60,7 @@ def _record(row: dict[str, Any], place: str) -> Record:
         messages=messages,
         media=media,
         answers=answers,
-        task=row.get("data_source"),
+        task=None if origin is None else text(origin, "data_source"),
     )
 
 
@@ -74,6 +77,8 @@ def _asked(row: dict[str, Any]) -> list[Message]:
 
 def _image(value: Any) -> MediaSource:
     image = mapping(value, "an image")
-    if image.get("bytes") is not None:
-        return MediaSource("image", data=image["bytes"])
+    if (data := image.get("bytes")) is not None:
+        if not isinstance(data, bytes):
+            raise Refusal("an image's bytes are not bytes")
+        return MediaSource("image", data=data)
     return MediaSource("image", path=text(image.get("path"), "an image's path"))

@@ -41,9 +41,13 @@ def take_own_fields(record: Record, fields: dict[str, Any]) -> Record:
 
 def number(value: Any, what: str = "a time") -> float:
     """``value`` as a finite number, or a refusal."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        found = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        found = math.nan
+    if not math.isfinite(found):
         raise Refusal(f"{what} is no number")
-    return float(value)
+    return found
 
 
 def _maybe_number(value: Any) -> float | None:
@@ -61,4 +65,14 @@ def kept_medium(value: Any) -> MediaSource:
     medium = mapping(value, "a medium")
     if medium.get("kind") not in ("image", "video"):
         raise Refusal("a medium's kind must be image or video")
-    return MediaSource(medium["kind"], kept={name: medium.get(name) for name in sorted(_MEDIUM)})
+    kept = {name: medium.get(name) for name in sorted(_MEDIUM)}
+    for name in (name for name, value in kept.items() if value is not None):
+        if name in ("uri", "format", "sha256", "phash"):
+            if any("\ud800" <= sign <= "\udfff" for sign in text(kept[name], f"a medium's {name}")):
+                raise Refusal(f"a medium's {name} holds half a surrogate pair")
+        elif name in ("width", "height"):
+            if type(kept[name]) is not int or not 0 <= kept[name] < 1 << 31:
+                raise Refusal(f"a medium's {name} is no number of pixels")
+        else:
+            kept[name] = number(kept[name], f"a medium's {name}")
+    return MediaSource(medium["kind"], kept=kept)

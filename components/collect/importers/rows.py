@@ -5,6 +5,7 @@ the media of its own rows only.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from components.collect.importers.config import AnySource
 from components.collect.importers.detect import detect
 from components.collect.importers.formats import default_task, read_records
 from components.collect.importers.media import load_media
-from components.collect.importers.record import HELDOUT_NAMES, TRAIN_NAMES, MediaSource, Record, Refusal
+from components.collect.importers.record import HELDOUT_NAMES, TRAIN_NAMES, Record, Refusal
 from components.collect.importers.root import SourceRoot
 from model.data.errors import InputError
 from model.data.schema import Message, Reject, Row, check_row, scorer
@@ -179,7 +180,18 @@ class Importer:
         given = _given_split(record)
         if record.refused is not None or given is False:
             return _NEVER
-        return _ALWAYS if given else self._share("heldout", _key(record))
+        return _ALWAYS if given else self._share("heldout", self._key(record))
+
+    def _key(self, record: Record) -> str:
+        """What decides the side of a record: its first medium, or else all it says."""
+        if not record.media:
+            return "\n".join(message["content"] for message in record.messages)
+        medium = record.media[0]
+        if medium.data is not None:
+            return hashlib.sha256(medium.data).hexdigest()
+        # One file has many spellings ("a.png", "./a.png"): all of them are one.
+        named = os.path.join(medium.base or self.root.path, medium.path or "")  # noqa: PTH118 - a string, no path
+        return str(medium.kept.get("sha256") or os.path.relpath(named, self.root.path))
 
     def _copies(self, record: Record) -> int:
         """Rows to make of a training record."""
@@ -264,19 +276,6 @@ def _given_split(record: Record) -> bool | None:
     if name not in TRAIN_NAMES:
         record.refused = f"split {str(record.split)[:40]!r} is neither train nor a name of held-out rows"
     return False
-
-
-def _key(record: Record) -> str:
-    """What decides the side of a record: its first medium, or else all it says."""
-    if record.media:
-        return _medium_key(record.media[0])
-    return "\n".join(message["content"] for message in record.messages)
-
-
-def _medium_key(medium: MediaSource) -> str:
-    if medium.data is not None:
-        return hashlib.sha256(medium.data).hexdigest()
-    return str(medium.kept.get("sha256") or medium.path)
 
 
 def _last_answer(messages: list[Message]) -> list[str]:

@@ -80,7 +80,8 @@ def _groups(root: SourceRoot, file: str, limit: int) -> Iterator[_Group]:
                     group = group or _Group(key)
                     _add(group, member, kind, tar, limit)
                 bounded.require_end()
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        # The module checks no number of a sparse file's map, and follows a chain of long names by recursion.
+        except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, RecursionError) as error:
             raise InputError(
                 f"{file}: a truncated or damaged tar file ({' '.join(str(error).split())[:200]})"
             ) from error
@@ -160,7 +161,7 @@ def _own(fields: dict[str, Any], group: _Group, place: str) -> Record:
     for value in fields["media"]:
         medium = kept_medium(value)
         if (member := mapping(value, "a medium").get("member")) is not None:
-            if member not in group.parts:
+            if not isinstance(member, str) or member not in group.parts:
                 raise Refusal(f"no member {str(member)[:100]} beside the json")
             medium.data = group.parts[member]
         record.media.append(medium)
