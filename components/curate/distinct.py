@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import daft
 from daft import DataType, Expression, Series, col
@@ -13,17 +14,20 @@ from components.curate.duplicates import (
     near_duplicate_candidates,
     reject_contaminated_images,
     reject_contaminated_texts,
+    reject_contaminated_videos,
     reject_exact_duplicates,
     reject_near_duplicates,
 )
 from components.curate.images import pixel_difference, reduced_grey
 from components.curate.recipe import Decontaminate, ExactDuplicates, NearDuplicates
 from components.curate.rows import Rows, Verdicts
+from components.curate.text_operators import clip_bounds_of
 
 
 def text_keys(section: ExactDuplicates | NearDuplicates) -> Expression:
-    """Fact ``text_key``: a hash of the roles and contents of the messages, white space at the ends ignored."""
-    return _text_key(col("messages"), col("reason"))
+    """Fact ``text_key``: a hash of the roles and contents of the messages, white space at the ends ignored, and of the
+    bounds of clips."""
+    return _text_key(col("messages"), col("media"), col("reason"))
 
 
 def plain_texts(section: Decontaminate) -> Expression:
@@ -52,11 +56,13 @@ def near_duplicates(section: NearDuplicates, rows: Rows) -> Verdicts:
 
 
 def decontaminate(section: Decontaminate, rows: Rows) -> Verdicts:
-    """Rows that show an image of an evaluation row and give its answer, or share its words where neither has media."""
+    """Rows that show an image or video of an evaluation row and give its answer, or share its words where neither has
+    media."""
     found = _signatures(rows, text=True)
     for evaluation in rows.evaluation:
         theirs = _signatures(evaluation, text=True)
         _reject_images(section, rows, found, evaluation, theirs)
+        reject_contaminated_videos(found, theirs)
         reject_contaminated_texts(found, theirs, section.ngram)
     return _verdicts(rows, found)
 
@@ -110,16 +116,16 @@ def _verdicts(rows: Rows, found: Sequence[Signature]) -> Verdicts:
 @daft.func.batch(
     return_dtype=DataType.struct({"reason": DataType.string(), "text_key": DataType.string()}), use_process=False
 )
-def _text_key(messages: Series, reason: Series) -> list[dict[str, str | None]]:
+def _text_key(messages: Series, media: Series, reason: Series) -> list[dict[str, str | None]]:
     return [
-        {"reason": None, "text_key": _hash_of(turns) if earlier is None else None}
-        for turns, earlier in zip(messages.to_pylist(), reason.to_pylist(), strict=True)
+        {"reason": None, "text_key": _hash_of(turns, shown) if earlier is None else None}
+        for turns, shown, earlier in zip(messages.to_pylist(), media.to_pylist(), reason.to_pylist(), strict=True)
     ]
 
 
-def _hash_of(turns: list[dict[str, str]]) -> str:
+def _hash_of(turns: list[dict[str, str]], media: list[dict[str, Any]]) -> str:
     said = [(turn["role"], turn["content"].strip()) for turn in turns]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([said, clip_bounds_of(media)]).encode()).hexdigest()
 
 
 @daft.func.batch(

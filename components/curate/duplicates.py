@@ -104,6 +104,17 @@ def reject_contaminated_images(
             rows[row].reason = f"image and answer of evaluation row {evaluation[other].row_id}"
 
 
+def reject_contaminated_videos(rows: Sequence[Signature], evaluation: Sequence[Signature]) -> None:
+    """Set the reason of rows that hold the video of an evaluation row, byte for byte, and give its answer."""
+    owners: dict[tuple[str, str], str] = {}
+    for row in evaluation:
+        for key in _video_answers(row):
+            owners.setdefault(key, row.row_id)
+    for row in rows:
+        if row.reason is None and (key := next((key for key in _video_answers(row) if key in owners), None)):
+            row.reason = f"video and answer of evaluation row {owners[key]}"
+
+
 def reject_contaminated_texts(rows: Sequence[Signature], evaluation: Sequence[Signature], size: int) -> None:
     """Set the reason of text-only rows that share ``size`` consecutive words with a text-only evaluation row.
 
@@ -148,9 +159,18 @@ def _images_by_answer(rows: Sequence[Signature]) -> dict[str, list[tuple[int, in
     images: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for index, row in enumerate(rows):
         if row.reason is None:
-            for answer in sorted({" ".join(answer.casefold().split()) for answer in row.answers}):
+            for answer in _answers(row):
                 images[answer].extend((index, image) for image, value in enumerate(row.phash) if value is not None)
     return {answer: places for answer, places in images.items() if places}
+
+
+def _video_answers(row: Signature) -> list[tuple[str, str]]:
+    videos = [sha256 for sha256, phash in zip(row.sha256, row.phash, strict=True) if phash is None]
+    return list(itertools.product(videos, _answers(row)))
+
+
+def _answers(row: Signature) -> list[str]:
+    return sorted({" ".join(answer.casefold().split()) for answer in row.answers})
 
 
 def _ngrams(text: str | None, size: int) -> Iterator[tuple[str, ...]]:

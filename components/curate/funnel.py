@@ -36,7 +36,8 @@ def count_rows(outcome: Outcome, recipe: Sequence[Operator], written: Mapping[st
         out = left - by_operator[number]
         operators.append({"op": section.op, "rows_in": left, "rejected": by_operator[number], "rows_out": out})
         left = out
-    copied = sum(times - 1 for times in outcome.copies.values())
+    # An operator after the mixture may have rejected a row that was to be copied.
+    copied = sum(times - 1 for place, times in outcome.copies.items() if outcome.rejected_by[place] is None)
     return {
         "rows_in": len(outcome.rows),
         "rejected": dict(rejected),

@@ -4,6 +4,7 @@ Source: Broder, "On the resemblance and containment of documents" (1997); bandin
 "Mining of Massive Datasets", section 3.4.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
@@ -16,16 +17,18 @@ from daft import DataType, Expression, Series, col, lit
 from components.curate.images import pixel_difference, reduced_grey
 from components.curate.recipe import NearDuplicates, NearDuplicateTexts
 from components.curate.rows import Rows, Verdicts
-from components.curate.text_operators import spoken
+from components.curate.text_operators import clip_bounds_of, spoken
 
 
 def text_sketches(section: NearDuplicateTexts) -> Expression:
-    """Facts ``said``, the words of a row in lower case, and ``minhash``, their signature."""
+    """Facts ``said``, the words of a row in lower case, ``minhash``, their signature, and ``clips``, the bounds of its
+    videos."""
     said = _said(col("messages"), col("reason"))
     hashes = section.bands * section.rows_per_band
     sketch = daft.functions.minhash(said, num_hashes=hashes, ngram_size=section.ngram)
     nothing = lit(None).cast(DataType.string())
-    return daft.functions.to_struct(reason=nothing, said=said, minhash=sketch.cast(DataType.list(DataType.uint32())))
+    sketch = sketch.cast(DataType.list(DataType.uint32()))
+    return daft.functions.to_struct(reason=nothing, said=said, minhash=sketch, clips=_clips(col("media")))
 
 
 def near_duplicate_texts(section: NearDuplicateTexts, rows: Rows) -> Verdicts:
@@ -77,10 +80,10 @@ def _confirmed(pairs: dict[int, list[int]], rejected: dict[int, int], rows: Rows
 
 
 def _media_keys(rows: Rows) -> list[tuple[str, ...]]:
-    """By place, what the media of rows must share: the perceptual hash of an image, the bytes of a video."""
+    """By place, what the media of rows must share: the perceptual hash of an image, the bytes and clip of a video."""
     return [
-        tuple(phash or sha256 for phash, sha256 in zip(phashes or (), hashes or (), strict=True))
-        for phashes, hashes in zip(rows.fact("phash"), rows.fact("sha256"), strict=True)
+        (*(phash or sha256 for phash, sha256 in zip(phashes or (), hashes or (), strict=True)), clips)
+        for phashes, hashes, clips in zip(rows.fact("phash"), rows.fact("sha256"), rows.fact("clips"), strict=True)
     ]
 
 
@@ -100,3 +103,8 @@ def _said(messages: Series, reason: Series) -> list[Any]:
         " ".join(spoken(turns).casefold().split()) if earlier is None else None
         for turns, earlier in zip(messages.to_pylist(), reason.to_pylist(), strict=True)
     ]
+
+
+@daft.func.batch(return_dtype=DataType.string(), use_process=False)
+def _clips(media: Series) -> list[str]:
+    return [json.dumps(clip_bounds_of(shown or ())) for shown in media.to_pylist()]

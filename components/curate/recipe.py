@@ -135,7 +135,7 @@ class RedactPii(Section):
 
 
 class ExactDuplicates(Section):
-    """Refuse a row whose id, or whose messages and media bytes, an earlier row has."""
+    """Refuse a row whose id, or whose messages and media (bytes, and clip of a video), an earlier row has."""
 
     category: ClassVar[str] = "duplicate"
     op: Literal["exact_duplicates"] = "exact_duplicates"
@@ -155,7 +155,8 @@ class NearDuplicates(Section):
 class NearDuplicateTexts(Section):
     """Refuse a row with nearly the words of an earlier row (MinHash, confirmed by Jaccard) about the same images.
 
-    Images are the same when their perceptual hashes are equal and their bytes or pixels agree.
+    Images are the same when their perceptual hashes are equal and their bytes or pixels agree; videos when bytes and
+    clip are.
     """
 
     category: ClassVar[str] = "near_duplicate_text"
@@ -171,7 +172,10 @@ class NearDuplicateTexts(Section):
 
 
 class Decontaminate(Section):
-    """Refuse rows that give an evaluation row away: its image with its answer, or its words."""
+    """Refuse rows that give an evaluation row away: its image or (the same bytes) video with its answer, or its words.
+
+    A video is the same whatever clip of it a row shows.
+    """
 
     category: ClassVar[str] = "contaminated"
     op: Literal["decontaminate"] = "decontaminate"

@@ -22,6 +22,7 @@ from components.curate.language import said
 from components.curate.model_sections import SemanticDuplicates
 from components.curate.onnx_models import wheel_file
 from components.curate.rows import Rows, Verdicts
+from components.curate.text_operators import clip_bounds_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -49,7 +50,7 @@ def embeddings(section: SemanticDuplicates) -> Expression:
         InputError: the model is not installed.
     """
     _model_directory()
-    return _embed(col("messages"), col("task"), col("sha256"), col("reason"), section)
+    return _embed(*(col(name) for name in ("messages", "media", "task", "sha256", "reason")), section)
 
 
 def semantic_duplicates(section: SemanticDuplicates, rows: Rows) -> Verdicts:
@@ -110,8 +111,8 @@ def embed(text: str, max_tokens: int) -> bytes | None:
     return np.round(mean * (_LARGEST / np.abs(mean).max())).astype(np.int8).tobytes()
 
 
-def group(task: str, media: list[str | None], text: str) -> str:
-    """Rows are compared where this is equal: task, hashes of the media in order, and the numbers of the text."""
+def group(task: str, media: list[Any], text: str) -> str:
+    """Rows are compared where this is equal: task, hashes of the media in order, clips, and the numbers of the text."""
     return json.dumps([task, media, sorted(_NUMBER.findall(text))])
 
 
@@ -143,13 +144,13 @@ def _load(directory: Path) -> Embedder:
 
 @daft.func.batch(return_dtype=_FOUND, use_process=False)
 def _embed(
-    messages: Series, task: Series, sha256: Series, reason: Series, section: SemanticDuplicates
+    messages: Series, media: Series, task: Series, sha256: Series, reason: Series, section: SemanticDuplicates
 ) -> list[dict[str, Any]]:
     found = []
-    columns = (messages.to_pylist(), task.to_pylist(), sha256.to_pylist(), reason.to_pylist())
-    for turns, name, hashes, earlier in zip(*columns, strict=True):
+    columns = (messages.to_pylist(), media.to_pylist(), task.to_pylist(), sha256.to_pylist(), reason.to_pylist())
+    for turns, shown, name, hashes, earlier in zip(*columns, strict=True):
         text = "" if earlier is not None else said(turns)
         vector = embed(text, section.max_tokens) if text else None
-        key = group(name, hashes, text) if vector else None
+        key = group(name, [*hashes, *clip_bounds_of(shown)], text) if vector else None
         found.append({"reason": None, "embedding": vector, "semantic_group": key})
     return found

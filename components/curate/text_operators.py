@@ -37,6 +37,11 @@ def spoken(messages: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(_PLACEHOLDER.sub("", message["content"]).strip() for message in messages)
 
 
+def clip_bounds_of(media: Sequence[Mapping[str, Any]]) -> list[tuple[float | None, ...]]:
+    """Start, end and rate of each video of a row: two clips of one video are two things, whose bytes are the same."""
+    return [(m["start"], m["end"], m["fps"]) for m in media if m["kind"] == "video"]
+
+
 @daft.func.batch(return_dtype=_REASON, use_process=False)
 def _ratio(media: Series, messages: Series, reason: Series, section: TextImageRatio) -> list[dict[str, Any]]:
     found = []

@@ -45,10 +45,13 @@ from components.curate.recipe import (
 )
 from components.curate.selection import mixture_counts
 from model.data.errors import InputError
+from model.data.schema import image_media
 from model.data.shards import open_dataset, write_dataset
 from tests.components.test_curate_engine import curate
+from tests.source_builders import video
 from tests.tiny import encoded, question_row
 
+CLIP = video(12)
 GREY = Image.new("RGB", (60, 60), (90, 90, 90))
 KINDS = ("email", "iban", "card", "ip", "phone")
 
@@ -303,6 +306,30 @@ def test_rows_are_kept_from_every_evaluation_set(tmp_path):
     assert {one["id"]: one["reason"][-1] for one in rejects} == {"leaks": "b", "line": "h"}
 
 
+def clip(row_id, start, end, answer="yes"):
+    shown = {"bytes": CLIP, "start": start, "end": end, "kind": "video"}
+    row = text(row_id, "<video>\nDoes anybody cross the street in this part?", answer)
+    return row | {"media": [image_media(CLIP, image_format="MP4", width=32, height=32) | shown]}
+
+
+def test_two_clips_of_one_video_are_no_duplicates(tmp_path):
+    rows = [clip("a", 0.0, 2.0), clip("b", 2.0, 4.0), clip("again", 0.0, 2.0)]
+    for operator in (ExactDuplicates(), NearDuplicateTexts()):
+        dataset = write_dataset(tmp_path / operator.op, rows)
+        recipe = (Schema(), Decode(videos=True), operator)
+        found = apply_recipe(dataset, recipe, tmp_path / f"{operator.op}-state").rows.reasons
+        assert found == [None, None, f"{operator.category}: of a"]
+
+
+def test_the_video_of_an_evaluation_row_does_not_train_with_its_answer(tmp_path):
+    recipe = (Schema(), Decode(videos=True), Decontaminate())
+    held = write_dataset(tmp_path / "heldout", [clip("held", 0.0, 2.0, "Yes")])
+    evaluation = apply_recipe(held, recipe, tmp_path / "held-state").rows
+    rows = write_dataset(tmp_path / "rows", [clip("leaks", 0.0, 2.5), clip("other", 0.0, 2.5, "No")])
+    found = apply_recipe(rows, recipe, tmp_path / "state", evaluation=(evaluation,)).rows.reasons
+    assert found == ["contaminated: video and answer of evaluation row held", None]
+
+
 def test_rows_that_are_too_easy_too_hard_or_unmeasured_go(tmp_path):
     path = tmp_path / "accuracies.parquet"
     pq.write_table(pa.table({"id": ["easy", "hard", "edge", "some"], "accuracy": [1.0, 0.0, 0.8, 0.4]}), path)
@@ -364,6 +391,16 @@ def test_temperature_makes_groups_equal_and_copies_have_ids_of_their_own(tmp_pat
     assert {name.split("~")[0] for name in written if name.startswith("b")} == {"b0", "b1", "b2", "b3"}
     assert out.manifest["funnel"]["copied"] == 6
     assert len(out.rejects()) == 20
+
+
+def test_copies_of_a_row_that_goes_later_are_not_counted(tmp_path):
+    write_dataset(tmp_path / "corpus", [text("a", "a?"), text("b", "b?", license="other")])
+    write_dataset(tmp_path / "heldout", [])
+    recipe = (Schema(), Decode(), Mixture(rows=6, oversample=True), Licences(allowed=("CC0-1.0",)))
+    curate(tmp_path, CurateConfig(recipe=recipe), tmp_path / "out", tmp_path / "state")
+    funnel = open_dataset(tmp_path / "out" / "questions").manifest["funnel"]
+    assert funnel["rows_in"] + funnel["copied"] == sum(funnel["rows_out"].values()) + sum(funnel["rejected"].values())
+    assert funnel["copied"] == 2
 
 
 def test_which_rows_a_mixture_draws_depends_on_ids_and_seed_alone(tmp_path):

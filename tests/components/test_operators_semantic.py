@@ -18,6 +18,7 @@ from components.curate.semantic import duplicates, embed
 from model.data.errors import InputError
 from model.data.schema import image_media, scorer
 from model.data.shards import open_dataset, write_dataset
+from tests.source_builders import video
 from tests.tiny import byte_tokenizer
 
 
@@ -70,6 +71,17 @@ def test_the_embedding_is_the_models_mean_of_tokens():
 def test_like_meanings_are_near_and_others_are_far():
     assert unit("The capital of France is Paris.") @ unit("Paris is the capital of France.") > 0.95
     assert unit("The capital of France is Paris.") @ unit("A cat lies on the sofa.") < 0.3
+
+
+def test_two_clips_of_one_video_are_not_compared(tmp_path):
+    shown = image_media(video(), image_format="MP4", width=32, height=32) | {"kind": "video", "end": 2.0}
+    rows = [row(name, "A dog runs over the meadow.", question="<video>\nWhat is shown?") for name in "abc"]
+    for one, start in zip(rows, (0.0, 1.0, 0.0), strict=True):
+        one["media"] = [shown | {"start": start}]
+    dataset = write_dataset(tmp_path / "rows", rows)
+    recipe = (Schema(), Decode(videos=True), SemanticDuplicates())
+    found = apply_recipe(dataset, recipe, tmp_path / "state").rows.reasons
+    assert found[:2] == [None, None] and "means what a says" in found[2]
 
 
 def test_texts_beyond_the_models_reach_are_not_compared():
