@@ -1,5 +1,6 @@
 """Importers: what each format's records become."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -444,6 +445,25 @@ def test_ids_are_told_apart_however_many_there_are():
     for name in names:
         assert ids.take(name) == (name not in seen)
         seen.add(name)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet", "tar", "tar.gz"])
+def test_endings_in_capitals_are_read_too(tmp_path, ending):
+    for part, name in enumerate((f"a.{ending}", f"B.{ending.upper()}")):
+        asked = [f"{part}{index}?" for index in range(4)]
+        if ending == "parquet":
+            pq.write_table(pa.table({"question": asked, "answer": ["yes"] * 4}), tmp_path / name)
+        elif ending == "csv":
+            write_csv(tmp_path / name, [["question", "answer"], *([one, "yes"] for one in asked)])
+        elif ending.startswith("tar"):
+            members = [(f"{one}.json", json.dumps({"question": one, "answer": "yes"}).encode()) for one in asked]
+            data = write_tar(tmp_path / name, members).read_bytes()
+            (tmp_path / name).write_bytes(gzip.compress(data) if ending == "tar.gz" else data)
+        else:
+            values = [{"id": one, "conversations": says(one, "yes")} for one in asked]
+            text = json.dumps(values) if ending == "json" else "\n".join(map(json.dumps, values))
+            (tmp_path / name).write_text(text)
+    assert len(import_all(tmp_path).rows) == 8
 
 
 def test_files_of_two_formats_side_by_side_are_not_guessed_at(tmp_path):

@@ -266,6 +266,18 @@ def test_broken_csv_records_are_refused_alone(tmp_path):
     assert "q.csv: empty; it needs a header" in refused(tmp_path)
 
 
+def test_the_id_of_a_reject_is_one_line(tmp_path):
+    lines = [{"id": f"{index}\nb", "conversations": says("?", "yes" if index else " ")} for index in range(4)]
+    imported = import_all(write_jsonl(tmp_path / "a.jsonl", lines).parent, format="internvl")
+    assert list(imported.reasons) == ["0 b"] and {row["id"] for row in imported.rows} == {"1\nb", "2\nb", "3\nb"}
+
+
+def test_an_open_quote_says_how_many_lines_it_took(tmp_path):
+    lines = ["question,answer", *(f"{index}?,yes" for index in range(6)), '6?,"yes', "7?,yes", "8?,yes"]
+    (tmp_path / "q.csv").write_text("\n".join(lines) + "\n")
+    assert import_all(tmp_path).reasons == {"q.csv:8": "broken CSV: unexpected end of data, lines 8 to 10"}
+
+
 def test_texts_that_forge_a_turn_or_have_no_answer_are_refused(tmp_path):
     lines = [
         {"id": "ok", "conversations": says("a", "b")},

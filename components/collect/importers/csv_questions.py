@@ -57,7 +57,8 @@ def csv_rows(stream: BinaryIO, file: str, limit: int) -> Iterator[tuple[str, Any
                 raise InputError(f"{file}: empty; it needs a header line with the names of its columns") from None
             return
         except csv.Error as error:
-            value = Refusal(f"broken CSV: {error}")
+            until = f", lines {first} to {reader.line_num}" if reader.line_num > first else ""
+            value = Refusal(f"broken CSV: {error}{until}")
         if not isinstance(value, Refusal) and any("\udc80" <= sign <= "\udcff" for sign in "".join(value)):
             value = Refusal("not UTF-8")
         if header is None:

@@ -103,7 +103,7 @@ def _of_records(file: str, root: SourceRoot, limit: int) -> type | None:
         return None  # a configuration, a vocabulary: json of another kind
     value = next((value for value in values if not isinstance(value, Refusal)), None)
     if isinstance(value, list):
-        return StreamingSource if file.endswith(".jsonl") and value and isinstance(value[0], dict) else None
+        return StreamingSource if file.lower().endswith(".jsonl") and value and isinstance(value[0], dict) else None
     if not isinstance(value, dict):
         return None
     if "chosen" in value and "question" in value:
@@ -111,7 +111,7 @@ def _of_records(file: str, root: SourceRoot, limit: int) -> type | None:
     turns = value.get("conversations", value.get("messages"))
     if not isinstance(turns, list):
         return None
-    if file.endswith(".json"):
+    if file.lower().endswith(".json"):
         return LlavaSource if "image" in value else SharegptSource
     return InternvlSource if "conversations" in value and _of_internvl(value) else SharegptSource
 

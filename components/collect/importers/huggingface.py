@@ -29,7 +29,7 @@ def records(source: HuggingfaceSource, root: SourceRoot, notes: dict[str, Any]) 
     splits = {split_of_file(file) for file in _files(source, root)}
     notes["splits"] = sorted(split or "" for split in splits)
     for file in _files(source, root):
-        is_arrow = file.endswith(".arrow")
+        is_arrow = file.lower().endswith(".arrow")
         present = arrow_columns(root, file) if is_arrow else parquet_columns(root, file)
         columns = resolve(source.columns, present, file)
         split = split_of_file(file) if len(splits) > 1 else None

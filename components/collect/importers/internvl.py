@@ -55,7 +55,7 @@ def records(source: InternvlSource, root: SourceRoot, notes: dict[str, Any]) -> 
 
 def is_meta(root: SourceRoot, file: str) -> bool:
     """Whether a file is a meta-json: set names over ``{root, annotation, ...}``."""
-    if not file.endswith(".json") or root.require(file).stat().st_size > _META_BYTES:
+    if not file.lower().endswith(".json") or root.require(file).stat().st_size > _META_BYTES:
         return False
     with root.stream(file) as stream:
         try:

@@ -64,7 +64,7 @@ def json_items(root: SourceRoot, file: str, limit: int) -> Iterator[tuple[str, A
 
 def json_values(root: SourceRoot, file: str, limit: int) -> Iterator[tuple[str, Any]]:
     """The values of a file, by its ending: lines of ``.jsonl``, items of ``.json``."""
-    return (jsonl_values if file.endswith(".jsonl") else json_items)(root, file, limit)
+    return (jsonl_values if file.lower().endswith(".jsonl") else json_items)(root, file, limit)
 
 
 class _Text:

@@ -24,7 +24,7 @@ class SourceRoot:
         self.path = directory.resolve()
 
     def files(self, matches: Callable[[str], bool], only: str | None = None) -> Iterator[str]:
-        """Relative paths of the files whose names match, directory by directory in the order of names.
+        """Relative paths of the files whose names, in lower case, match, directory by directory in the order of names.
 
         Links to directories are not entered. Memory: the names of one directory at a time.
 
@@ -40,7 +40,7 @@ class SourceRoot:
         for directory, folders, names in os.walk(self.path, onerror=self._gone):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
-                if matches(name) and not name.startswith("."):
+                if matches(name.lower()) and not name.startswith("."):
                     yield (Path(directory) / name).relative_to(self.path).as_posix()
 
     def require(self, path: str, base: Path | None = None) -> Path:

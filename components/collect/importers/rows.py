@@ -173,7 +173,8 @@ class Importer:
                     raise Refusal(f"left out: repeat_time {record.copies:g} keeps a share of the records")
                 yield self._row(record, name, heldout)
             except Refusal as refusal:
-                rejects.append(Reject(id=name, step=STEP, reason=_writable(str(refusal))[:_REASON_SIGNS]))
+                reason = _writable(str(refusal))[:_REASON_SIGNS]
+                rejects.append(Reject(id=" ".join(name.splitlines()), step=STEP, reason=reason))
 
     def _number(self, record: Record) -> float:
         """The number that decides the side of a record: held out when it is below the threshold."""

@@ -65,7 +65,7 @@ def records(source: WebdatasetSource, root: SourceRoot, notes: dict[str, Any]) -
 def _groups(root: SourceRoot, file: str, limit: int) -> Iterator[_Group]:
     group: _Group | None = None
     with root.stream(file) as raw:
-        stream = gzip.GzipFile(fileobj=raw) if file.endswith(("gz",)) else raw
+        stream = gzip.GzipFile(fileobj=raw) if file.lower().endswith("gz") else raw
         try:
             bounded = _Bounded(stream, max(limit, _HEADER_BYTES))
             with tarfile.TarFile(fileobj=bounded) as tar:  # type: ignore[arg-type]
