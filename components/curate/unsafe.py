@@ -15,6 +15,7 @@ from model.data.video import FrameSampling, read_medium
 
 CLASSES: tuple[str, ...] = get_args(UnsafeClass)
 _SIDE = 320
+_LARGEST_SIDE = 8192
 _BOX = 4  # the first outputs of an anchor are its box
 _FOUND = DataType.struct({"reason": DataType.string(), "unsafe_score": DataType.float64()})
 
@@ -39,6 +40,9 @@ def class_scores(image: Image.Image) -> np.ndarray:
     Boxes are not needed, and the best score of a class survives any suppression of boxes. The image is laid in the
     upper left of a black square and scaled to 320 x 320, as the model was trained.
     """
+    if max(image.size) > _LARGEST_SIDE:  # the square of a strip of few pixels would take gigabytes
+        image = image.copy()
+        image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), reducing_gap=None)
     side = max(image.size)
     square = Image.new("RGB", (side, side))
     square.paste(image)

@@ -80,6 +80,14 @@ def test_scores_do_not_depend_on_the_batch_and_the_model_is_loaded_once(astronau
     assert np.array_equal(class_scores(astronaut), alone)
 
 
+def test_a_long_strip_takes_no_square_of_its_length(monkeypatch):
+    sides = []
+    new = Image.new
+    monkeypatch.setattr(Image, "new", lambda mode, size, *rest: sides.append(max(size)) or new(mode, size, *rest))
+    strip = new("RGB", (200_000, 100), (90, 120, 150))
+    assert class_scores(strip).shape == (len(CLASSES),) and max(sides) <= 8192
+
+
 def test_in_a_recipe_a_row_without_images_passes(tmp_path, astronaut):
     turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "An astronaut."}]
     text = {"id": "text", "source": "test", "license": "CC0-1.0", "media": [], "messages": turns, "task": "who"}
