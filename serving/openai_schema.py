@@ -11,7 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 # Words that stand for media or turns in a rendered prompt: a user's text that held one could forge either.
 # Written out: ``model.data.schema`` needs pyarrow, which the gateway's environment does not have. A test compares them.
-RESERVED = ("<image>", "<video>", "<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>")
+RESERVED = (
+    *("<image>", "<video>", "<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>"),
+    *("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+)
 
 
 class _Strict(BaseModel):

@@ -21,8 +21,9 @@ TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 HARMONY_START, HARMONY_CHANNEL, HARMONY_MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 HARMONY_END, HARMONY_RETURN = "<|end|>", "<|return|>"
 _HARMONY = (HARMONY_START, HARMONY_CHANNEL, HARMONY_MESSAGE, HARMONY_END, HARMONY_RETURN)
+_QWEN = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 # What the chat templates write around turns and images: a text that holds one would forge a turn or an image.
-RESERVED = (IMG_START, IMG_END, IMG_CONTEXT, TURN_START, TURN_END, *_HARMONY)
+RESERVED = (IMG_START, IMG_END, IMG_CONTEXT, TURN_START, TURN_END, *_HARMONY, *_QWEN)
 
 
 class Media(TypedDict):

@@ -90,7 +90,7 @@ def forbid_generation(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("no model may be run here")
 
-    monkeypatch.setattr(answering, "load_model", fail)
+    monkeypatch.setattr(answering, "load_network", fail)
 
 
 def test_without_a_champion_the_challenger_passes(judged, random_models):

@@ -16,8 +16,14 @@ from model.data.errors import InputError
 from model.training.config import TrainingConfig, ZeroConfig
 from model.training.loop import supervised_stage, train
 from tests.model.training import train_on_ranks
+from tests.tiny import random_model
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def on_ranks(test):
+    """Two processes for a minute: after the quick tests, once, in one worker."""
+    return pytest.mark.slow(pytest.mark.xdist_group("ranks")(test))
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +57,7 @@ def histories(two_ranks):
 
 
 @pytest.mark.parametrize("name", [name for name in train_on_ranks.CASES if name != "zero2 half"])
+@on_ranks
 def test_two_ranks_give_the_losses_and_the_weights_of_one_process(two_ranks, histories, name, tmp_path):
     """One rank sees text only and the other images; their losses need unequally many chunks of the head."""
     changes = {key: value for key, value in train_on_ranks.CASES[name].items() if key != "zero"}
@@ -64,6 +71,7 @@ def test_two_ranks_give_the_losses_and_the_weights_of_one_process(two_ranks, his
         torch.testing.assert_close(theirs[parameter_name], parameter.detach(), atol=1e-4, rtol=0, msg=parameter_name)
 
 
+@on_ranks
 def test_every_rank_names_the_row_whose_loss_is_not_finite(two_ranks):
     """One of them is shown, whichever ends first."""
     said = {(two_ranks / f"refused-{rank}").read_text() for rank in range(2)}
@@ -71,11 +79,13 @@ def test_every_rank_names_the_row_whose_loss_is_not_finite(two_ranks):
 
 
 @pytest.mark.parametrize("name", train_on_ranks.CASES)
+@on_ranks
 def test_stopped_ranks_continue_bit_for_bit(histories, name):
     assert histories[name]["resumed"] == histories[name]["history"]
     assert histories[name]["same_weights"]
 
 
+@on_ranks
 def test_half_precision_weights_have_masters_that_learn(histories):
     losses = [record["loss"] for record in histories["zero2 half"]["history"]]
     exact = [record["loss"] for record in histories["zero2"]["history"]]
@@ -84,6 +94,7 @@ def test_half_precision_weights_have_masters_that_learn(histories):
 
 
 @pytest.mark.parametrize("name", ["zero3", "zero3 packs"])
+@on_ranks
 def test_one_process_takes_up_what_two_have_begun(two_ranks, histories, name):
     changes = {key: value for key, value in train_on_ranks.CASES[name].items() if key != "zero"}
     _, state = train_on_ranks.run(name, changes, two_ranks / "begun" / name)
@@ -103,8 +114,8 @@ def test_a_batch_that_ranks_cannot_share_is_refused(tokenizer, tmp_path, monkeyp
         train_on_ranks.run("sft", {}, tmp_path)
 
 
-def test_missing_processes_are_refused(tiny_model, tmp_path):
-    network, processor = tiny_model
+def test_missing_processes_are_refused(tokenizer, tmp_path):
+    network, processor = random_model(tokenizer)
     config = TrainingConfig(learning_rate=1e-3, steps=1, batch_size=2, processes=2)
     with pytest.raises(InputError, match=r"training\.processes is 2, but 1 processes were started"):
         train(network, processor, train_on_ranks.rows(), supervised_stage("sft", config), config, tmp_path, print)
