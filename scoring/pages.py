@@ -4,6 +4,7 @@ Qwen2.5-VL answers "QwenVL HTML" with elements of any name whose attribute ``dat
 inside a fenced block of code.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from scoring.text import normalise
 
 _MAX_TEXT = 1 << 17
 _MAX_ELEMENTS = 512
+_MARKUP = re.compile(r"<[A-Za-z/!?]")
 # Elements without an end tag.
 _VOID = frozenset(("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"))
 
@@ -38,6 +40,10 @@ def parse_page(text: str) -> list[Element] | None:
     """
     if len(text) > _MAX_TEXT:
         return None
+    end = text.rfind(">") + 1
+    # Markup after the last ">" is never closed. The parser looks for its end once more at every "<": for minutes.
+    if (unclosed := _MARKUP.search(text, end)) is not None:
+        text = text[: unclosed.start()]
     reader = _Reader()
     reader.feed(text)
     reader.close()

@@ -103,3 +103,11 @@ def test_the_value_is_the_longest_common_subsequence_over_the_longer_page(page, 
 def test_a_page_has_a_best_constant_answer():
     rows = [{"task": "page", "answers": [PAGE], "scorer": {"name": "page_html", "parameters": "{}"}}] * 2
     assert best_constant(rows)["page"].score == 1.0
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("part", ["<a ", "<a/", '<a b="', "<!--", "</a ", "&#"])
+def test_markup_that_is_never_closed_costs_no_minutes(part):
+    page = '<p data-bbox="1 2 3 4">read'
+    assert [element.text for element in parse_page(page + part * (120_000 // len(part)))][:1]
+    assert parse_page(f"{page} < 5")[0].text == "read < 5"
