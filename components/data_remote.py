@@ -34,12 +34,16 @@ def check_remote(text: str) -> str:
         raise InputError("a remote is a directory or a URL")
     if "://" not in text:
         return str(Path(text).absolute())
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise InputError("a remote's address is no URL") from None
     if parts.scheme == "file":
         return str(Path(parts.path).absolute())
     if parts.scheme not in SCHEMES:
         raise InputError(f"a remote's address begins with {', '.join(SCHEMES)} or file, or is a directory")
-    if parts.password is not None or parts.query or parts.fragment:
+    token = parts.username is not None and parts.scheme in ("http", "https")
+    if parts.password is not None or token or parts.query or parts.fragment:
         raise InputError("credentials belong into DVC's configuration, not into the address of a remote")
     return text.rstrip("/")
 

@@ -86,7 +86,7 @@ def files_of_tree(data: bytes, where: str) -> list[VersionedFile]:
     try:
         files = [VersionedFile(entry["relpath"], entry["md5"]) for entry in json.loads(data)]
         sound = all(MD5.fullmatch(file.md5) and _inside(file.path) for file in files)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{where}: not a directory object of DVC ({type(error).__name__})") from error
     if not sound or len({file.path for file in files}) != len(files):
         raise InputError(f"{where}: a file in it has no proper path or hash")

@@ -203,7 +203,18 @@ def test_what_is_no_whole_dataset_is_not_pushed(dataset, tmp_path, damage, probl
     assert not (tmp_path / SHELF).exists()
 
 
-@pytest.mark.parametrize("remote", ["https://me:hush@host/x", "s3://bucket/x?token=hush", "s33://bucket", " ", "a\nb"])
+@pytest.mark.parametrize(
+    "remote",
+    [
+        "https://me:hush@host/x",
+        "https://hush@host/x",
+        "http://[hush",
+        "s3://bucket/x?token=hush",
+        "s33://bucket",
+        " ",
+        "a\nb",
+    ],
+)
 def test_an_address_that_is_none_or_holds_a_secret_is_refused_without_repeating_it(remote):
     with pytest.raises(ValueError) as caught:
         VersionConfig(remote=remote)
