@@ -267,7 +267,7 @@ def test_broken_csv_records_are_refused_alone(tmp_path):
 
 
 def test_the_id_of_a_reject_is_one_line(tmp_path):
-    lines = [{"id": f"{index}\nb", "conversations": says("?", "yes" if index else " ")} for index in range(4)]
+    lines = [{"id": f"{index}\nb", "conversations": says(f"{index}?", "yes" if index else " ")} for index in range(4)]
     imported = import_all(write_jsonl(tmp_path / "a.jsonl", lines).parent, format="internvl")
     assert list(imported.reasons) == ["0 b"] and {row["id"] for row in imported.rows} == {"1\nb", "2\nb", "3\nb"}
 
