@@ -74,10 +74,13 @@ def mixture_counts(sizes: Mapping[str, int], section: Mixture) -> dict[str, int]
     gives no more than it has, and nobody else its share.
     """
     total = section.rows if section.rows is not None else sum(sizes.values())
-    weights = {
-        name: Fraction((section.weights.get(name, 1.0) * size) ** (1 / section.temperature))
-        for name, size in sizes.items()
-    }
+    try:
+        weights = {
+            name: Fraction((section.weights.get(name, 1.0) * size) ** (1 / section.temperature))
+            for name, size in sizes.items()
+        }
+    except OverflowError:
+        raise InputError(f"mixture: temperature {section.temperature:g} is too low for groups of this size") from None
     if not (whole := sum(weights.values())):
         return dict.fromkeys(sizes, 0)
     exact = {name: weight * total / whole for name, weight in weights.items()}

@@ -393,6 +393,12 @@ def test_temperature_makes_groups_equal_and_copies_have_ids_of_their_own(tmp_pat
     assert len(out.rejects()) == 20
 
 
+@pytest.mark.parametrize("low", [{"temperature": 0.01}, {"weights": {"a": 1e308}}])
+def test_a_mixture_of_numbers_beyond_all_bounds_is_one_line(low):
+    with pytest.raises(InputError, match=r"^mixture: temperature .* is too low"):
+        mixture_counts({"a": 10_000}, Mixture(**low))
+
+
 def test_copies_of_a_row_that_goes_later_are_not_counted(tmp_path):
     write_dataset(tmp_path / "corpus", [text("a", "a?"), text("b", "b?", license="other")])
     write_dataset(tmp_path / "heldout", [])
