@@ -45,13 +45,13 @@ def exact_duplicates(section: ExactDuplicates, rows: Rows) -> Verdicts:
 def near_duplicates(section: NearDuplicates, rows: Rows) -> Verdicts:
     """Rows that say what an earlier row says about images that look the same: hashes nominate, pixels decide."""
     found = _signatures(rows, text=False)
-    pairs = near_duplicate_candidates(found, section.phash_distance)
-    grey = rows.images({place for pair in pairs for place in pair}, reduced_grey)
+    lookalikes = near_duplicate_candidates(found, section.phash_distance)
+    grey = rows.images(set(lookalikes.kind), reduced_grey)
 
     def same(place: int, image: int, other: int, other_image: int) -> bool:
         return pixel_difference(grey[place][image], grey[other][other_image]) <= section.pixel_difference
 
-    reject_near_duplicates(found, pairs, same)
+    reject_near_duplicates(found, lookalikes, same)
     return _verdicts(rows, found)
 
 

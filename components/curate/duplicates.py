@@ -3,6 +3,7 @@
 Perceptual hashes only nominate: at distance 4 they take many a digit canvas for a copy of another. Pixels decide.
 """
 
+import heapq
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -47,8 +48,24 @@ def reject_exact_duplicates(rows: Sequence[Signature]) -> None:
             row.reason = f"of {earlier}"
 
 
-def near_duplicate_candidates(rows: Sequence[Signature], distance: int) -> list[tuple[int, int]]:
-    """Pairs (earlier, later) of sound rows with the same messages whose images all have near hashes, sorted by later.
+@dataclass
+class Lookalikes:
+    """Sound rows that some other row with the same messages may repeat, by the hashes of their images.
+
+    Rows whose hashes are equal are of one kind, however many they are: pairs of kinds are few where pairs of rows, of a
+    fixed camera for instance, would fill the memory.
+
+    Attributes:
+        kind: number of the kind of each row, by place.
+        near: the kinds whose hashes are all near those of a kind, itself included.
+    """
+
+    kind: dict[int, int]
+    near: dict[int, list[int]]
+
+
+def near_duplicate_candidates(rows: Sequence[Signature], distance: int) -> Lookalikes:
+    """Which rows have the same messages as another one, and images that all have near hashes.
 
     Rows that say something else about the same image are no duplicates.
     """
@@ -56,24 +73,34 @@ def near_duplicate_candidates(rows: Sequence[Signature], distance: int) -> list[
     for index, row in enumerate(rows):
         if row.reason is None and row.phash and None not in row.phash:
             groups[row.text_key, len(row.phash)].append(index)
-    pairs = []
+    found, first = Lookalikes({}, {}), 0
     for members in groups.values():
-        if len(members) < 2:
-            continue
         hashes = np.array([rows[index].phash for index in members], np.uint64)
-        for first, second in near_pairs(hashes[:, 0], distance).tolist():
-            if np.bitwise_count(hashes[first] ^ hashes[second]).max() <= distance:
-                pairs.append((members[first], members[second]))
-    return sorted(pairs, key=lambda pair: (pair[1], pair[0]))
+        kinds, kind_of, counts = np.unique(hashes, axis=0, return_inverse=True, return_counts=True)
+        near = {first + kind: [first + kind] for kind in range(len(kinds))}
+        for one, other in near_pairs(kinds[:, 0], distance).tolist():
+            if np.bitwise_count(kinds[one] ^ kinds[other]).max() <= distance:
+                near[first + one].append(first + other)
+                near[first + other].append(first + one)
+        for place, kind in zip(members, kind_of.ravel().tolist(), strict=True):
+            if counts[kind] > 1 or len(near[first + kind]) > 1:
+                found.kind[place] = first + kind
+        found.near |= near
+        first += len(kinds)
+    return found
 
 
-def reject_near_duplicates(rows: Sequence[Signature], candidates: Sequence[tuple[int, int]], same: SamePixels) -> None:
-    """Set the reason of the later row of each candidate pair that pixels confirm; ``candidates`` sorted by later."""
-    for earlier, later in candidates:
-        if rows[earlier].reason is not None or rows[later].reason is not None:
-            continue
-        if all(same(earlier, image, later, image) for image in range(len(rows[later].phash))):
-            rows[later].reason = f"of {rows[earlier].row_id}"
+def reject_near_duplicates(rows: Sequence[Signature], found: Lookalikes, same: SamePixels) -> None:
+    """Set the reason of every row whose images are, by pixels, those of an earlier lookalike that is kept."""
+    kept: dict[int, list[int]] = defaultdict(list)
+    for place in sorted(found.kind):
+        kind = found.kind[place]
+        for earlier in heapq.merge(*(kept[other] for other in found.near[kind])):
+            if all(same(earlier, image, place, image) for image in range(len(rows[place].phash))):
+                rows[place].reason = f"of {rows[earlier].row_id}"
+                break
+        else:
+            kept[kind].append(place)
 
 
 def contamination_candidates(

@@ -14,7 +14,12 @@ from sklearn.datasets import load_sample_image
 
 from components.context import StepContext
 from components.curate.config import CurateConfig
-from components.curate.duplicates import near_pairs
+from components.curate.duplicates import (
+    Signature,
+    near_duplicate_candidates,
+    near_pairs,
+    reject_near_duplicates,
+)
 from components.curate.images import inspect_image, perceptual_hash, pixel_difference, reduced_grey
 from components.curate.recipe import DEFAULT, Decode, Decontaminate, NearDuplicates, Schema
 from components.curate.step import run
@@ -344,6 +349,31 @@ def test_near_pairs_finds_what_comparing_all_pairs_finds(base, flips, distance):
         if (hashes[i] ^ hashes[j]).bit_count() <= distance
     ]
     assert near_pairs(np.array(hashes, np.uint64), distance).tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hashes=st.lists(st.tuples(st.sampled_from([0, 1, 3, 255]), st.sampled_from([0, 7])), min_size=1, max_size=12),
+    looks=st.lists(st.integers(0, 1), min_size=12, max_size=12),
+)
+def test_near_duplicates_are_those_of_comparing_every_row_with_every_kept_one(hashes, looks):
+    rows = [Signature(str(i), None, phash=pair, sha256=("", ""), text_key="k") for i, pair in enumerate(hashes)]
+    expected, kept = [], []
+    for i, pair in enumerate(hashes):
+        near = [j for j in kept if all((a ^ b).bit_count() <= 2 for a, b in zip(pair, hashes[j], strict=True))]
+        match = next((j for j in near if looks[j] == looks[i]), None)
+        expected.append(None if match is None else f"of {match}")
+        if match is None:
+            kept.append(i)
+    reject_near_duplicates(rows, near_duplicate_candidates(rows, 2), lambda a, _i, b, _j: looks[a] == looks[b])
+    assert [row.reason for row in rows] == expected
+
+
+def test_many_rows_of_one_picture_are_compared_with_one():
+    rows = [Signature(str(i), None, phash=(7,), sha256=("",), text_key="k") for i in range(20_000)]
+    compared = []
+    reject_near_duplicates(rows, near_duplicate_candidates(rows, 4), lambda *places: compared.append(places) or True)
+    assert len(compared) == 19_999
 
 
 def test_pixel_difference_is_the_worst_block():
