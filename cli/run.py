@@ -144,13 +144,12 @@ def stage(
     Example: `fovea stage sft --input rows=DIR --input heldout=DIR --input init=DIR --output model=DIR`
     """
     from cli.interface import interface_of, named_paths
-    from pipelines.profile import require_runnable, section_json
+    from pipelines.profile import section_json
 
     interface = interface_of(step)
     inputs = named_paths(step, given or [], interface.inputs, "input", interface.optional)
     outputs = named_paths(step, wanted or [], interface.outputs, "output")
     chosen = choose_profile(profile, settings)
-    require_runnable(chosen)
     done = _run_here(step, section_json(chosen, step), inputs, outputs, quiet, chosen.name)
     what = "from the store" if done.cached else f"{done.lineage['seconds']:.1f} s"
     print(f"{step}: {what}, key {done.lineage['key'][:12]}")

@@ -46,7 +46,7 @@ def left_out(profile: Profile) -> list[str]:
     if planned := planned_stages(profile):
         lines.append(f"described but not built yet, so not in the pipeline: {', '.join(planned)}")
     if profile.family != "internvl":
-        lines.append(f"family {profile.family} has no adapter yet: pretrain will refuse the checkpoint")
+        lines.append(f"family {profile.family}: deploy will refuse it; stock vLLM serves its directory")
     spread = {stage: task_platform(stage, profile.platform).nodes for stage in profile.line}
     if several := [f"{stage} ({nodes})" for stage, nodes in spread.items() if nodes > 1]:
         lines.append(f"a task runs on one node; the profile asks for more: {', '.join(several)}")

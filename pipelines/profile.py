@@ -135,20 +135,6 @@ def require_built(stage: str) -> None:
         raise InputError(f"stage {stage} is described by this profile but not built yet; built: {', '.join(built)}")
 
 
-def require_runnable(profile: Profile) -> None:
-    """Refuse to run a profile whose base family has no adapter yet. (It can be compiled and read all the same.)
-
-    Raises:
-        InputError: one line that names the family.
-    """
-    if profile.family != "internvl" and not _family_exists(profile.family):
-        raise InputError(f"profile {profile.name}: family {profile.family} is described but not built yet")
-
-
-def _family_exists(family: str) -> bool:
-    return bool(find_spec("model.families")) and bool(find_spec(f"model.families.{family}"))
-
-
 def planned_stages(profile: Profile) -> tuple[str, ...]:
     """The stages that a profile describes and that do not exist yet."""
     built = built_stages()

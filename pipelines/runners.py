@@ -24,7 +24,7 @@ from components.runner import STEPS_FILE
 from components.settings import Settings
 from model.data.artifact import write_atomic
 from model.data.errors import InputError
-from pipelines.profile import Profile, require_runnable
+from pipelines.profile import Profile
 
 _JOB = "pipeline.json"
 _POLL_SECONDS = 0.1
@@ -77,7 +77,6 @@ def run_local(
     """
     from pipelines.train import configs_of
 
-    require_runnable(profile)
     configs = configs_of(profile)
     settings = settings or Settings.from_environment()
     lock = FileLock(settings.out / "run.lock")

@@ -37,6 +37,9 @@ def run(
     """
     if context.registry is None:
         raise ValueError("deploy needs the model registry")
+    family = _read(model / "config.json").get("model_type", "internvl")
+    if family != "internvl":
+        raise InputError(f"{model}: our servers are InternVL's; stock vLLM serves a {family} directory")
     registered, judged = _read(registration / "registration.json"), _read(verdict / "verdict.json")
     sha256 = payload_sha256(model)
     if registered["model_sha256"] != sha256 or judged["challenger"]["model_sha256"] != sha256:

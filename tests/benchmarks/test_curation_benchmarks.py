@@ -76,6 +76,7 @@ def test_the_pool_keeps_the_first_of_duplicates_and_refuses_what_is_broken(tmp_p
     assert pil_pool.curate(tmp_path / "rows", tmp_path / "kept", workers=1) == ["a", "c"]
 
 
+@pytest.mark.slow
 def test_datatrove_keeps_one_of_each_group_that_passes_its_filters(tmp_path):
     texts = documents(6, seed=1)
     rows = [text_row(f"text-{number}", text) for number, text in enumerate(texts)]

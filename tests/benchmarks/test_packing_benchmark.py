@@ -2,6 +2,7 @@
 
 from statistics import mean, median
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,6 +79,7 @@ def test_every_way_of_batching_has_the_same_rows_once_and_the_packers_memory_is_
     assert max(rows_of_a_batch) - min(rows_of_a_batch) <= 3  # no small rest trains alone
 
 
+@pytest.mark.slow
 def test_a_round_trains_every_way_and_counts_real_tokens_only():
     from benchmarks import packing_speed
 

@@ -65,6 +65,7 @@ def test_the_peer_gets_as_many_rows_as_a_pack_holds(monkeypatch, prepared):
     assert (config["packing"], config["batch_size"]) == (None, ROWS)
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_child_is_its_own_not_that_of_its_parent():
     ballast = bytearray(400 << 20)
     script = "from benchmarks.train_step import resident_peak; print(resident_peak())"

@@ -234,6 +234,7 @@ def test_two_runs_at_once_do_not_share_a_cache(tmp_path):
         assert later == tmp_path / "cache"
 
 
+@pytest.mark.slow
 def test_workers_and_files_of_the_input_change_no_byte(tmp_path, rng, shards_of_64, monkeypatch):
     rows = list(mixed_rows(rng, 1000))
     write_dataset(tmp_path / "heldout", mixed_rows(rng, 2))

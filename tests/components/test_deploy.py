@@ -64,6 +64,12 @@ def deploy(inputs: dict[str, Path], champion: RegisteredModel | None = CHAMPION,
     return output, result.values
 
 
+def test_a_model_that_our_servers_cannot_open_is_refused(inputs):
+    write(inputs["model"] / "config.json", {"model_type": "qwen2_5_vl"})
+    with pytest.raises(InputError, match=r"our servers are InternVL's; stock vLLM serves a qwen2_5_vl directory"):
+        deploy(inputs)
+
+
 def test_a_model_that_passed_is_deployed(inputs):
     output, values = deploy(inputs)
     deployment = read_deployment(output)

@@ -29,6 +29,7 @@ def test_the_line_finishes_and_the_clone_stays_clean(micro_line):
     assert micro_line.git("status", "--porcelain") == ""
 
 
+@pytest.mark.slow
 def test_dvc_repro_in_another_clone_makes_the_same_bytes(micro_line, tmp_path):
     other = RepositoryCopy.make(tmp_path / "other", "micro")
     done = subprocess.run(

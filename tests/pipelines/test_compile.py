@@ -26,7 +26,11 @@ def compiled(tmp_path, profile):
     return pipeline, platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
-@pytest.mark.parametrize("name", profile_names())
+QUICK = ("micro", "internvl3_5_8b", "qwen2_5_vl_7b")
+PROFILES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in profile_names()]
+
+
+@pytest.mark.parametrize("name", PROFILES)
 def test_every_profile_compiles_to_a_valid_package_for_its_cluster(tmp_path, name):
     profile = load_profile(name)
     pipeline, pods = compiled(tmp_path, profile)

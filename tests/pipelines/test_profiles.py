@@ -21,7 +21,6 @@ from pipelines.profile import (
     planned_stages,
     profile_names,
     require_built,
-    require_runnable,
     section_json,
 )
 
@@ -107,14 +106,6 @@ def test_a_line_with_a_stage_that_is_not_built_is_refused():
 def test_a_line_that_makes_no_sense_is_refused(line, problem):
     with pytest.raises(InputError, match=problem):
         load_profile("tiny", {"line": line})
-
-
-def test_a_profile_of_a_family_without_adapter_loads_but_does_not_run(monkeypatch):
-    profile = load_profile("qwen2_5_vl_7b")
-    monkeypatch.setattr("pipelines.profile._family_exists", lambda family: False)
-    with pytest.raises(InputError, match="family qwen2_5_vl is described but not built yet"):
-        require_runnable(profile)
-    require_runnable(load_profile("tiny"))
 
 
 def test_a_family_without_adapter_starts_from_a_checkpoint():
