@@ -31,6 +31,7 @@ def test_every_fovea_command_of_the_readme_is_run():
     assert said <= run
 
 
+@pytest.mark.slow
 @pytest.mark.line
 @pytest.mark.timeout(900)
 @pytest.mark.xdist_group("line")
