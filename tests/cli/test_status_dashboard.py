@@ -214,6 +214,7 @@ def test_the_file_of_records_stays_small_and_keeps_the_newest(tmp_path):
 def test_a_full_disk_under_the_records_fails_no_step(tmp_path):
     MetricsFile(tmp_path / "gone", "sft")(training_record(1))
     MetricsFile(None, "sft")(training_record(1))
+    assert list(tmp_path.iterdir()) == []
 
 
 @given(cut=st.integers(0, 4000), junk=st.binary(max_size=40))
