@@ -66,6 +66,9 @@ class Inputs:
         blank: the last visual item is one that no token shows. It passes through the vision half with weight zero, so
             that every rank runs the same modules, whatever its rows hold.
         keep: [M] indices into the flattened B x T positions whose hidden states are wanted.
+        keys: [U] the positions that a pack's samples see, one sample after the other, where that is more than their
+            own: answers that share a prompt (model/training/trees.py). None otherwise.
+        key_cu_seqlens: int32 [S + 1] borders of the samples in ``keys``, from 0 to U.
     """
 
     ids: "Tensor"
@@ -75,6 +78,8 @@ class Inputs:
     media: "dict[str, Tensor]"
     blank: bool
     keep: "Tensor"
+    keys: "Tensor | None" = None
+    key_cu_seqlens: "Tensor | None" = None
 
 
 class HiddenStates(NamedTuple):

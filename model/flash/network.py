@@ -253,4 +253,13 @@ def pack_borders(inputs: Inputs) -> dict[str, Tensor | int]:
     if borders is None:
         return {}
     longest = int(borders.diff().max())
-    return {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
+    if inputs.keys is None:
+        return {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
+    keys = inputs.key_cu_seqlens
+    return {
+        "cu_seq_lens_q": borders,
+        "cu_seq_lens_k": keys,
+        "max_length_q": longest,
+        "max_length_k": int(keys.diff().max()),
+        "key_index": inputs.keys,
+    }

@@ -5,6 +5,8 @@ that it knows, and the borders of the samples come as ``cu_seq_lens_q`` through 
 
 On a GPU in half precision torch's variable-length flash kernel takes the whole pack at once; elsewhere samples of
 similar length go through SDPA together: one by one, a pack of short samples is thousands of small operations.
+Where several answers share a prompt (model/training/trees.py), an answer is a sample of its own whose keys are gathered:
+those of the prompt, then its own. Its queries stand at the end of its keys.
 Shape suffixes: T tokens of the pack, S samples, L tokens of a sample, H query heads, K key and value heads, E width of
 a head.
 """
@@ -17,16 +19,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.training.dense_attention import attend
 
 NAME = "varlen"
 """The name under which transformers finds this attention."""
 Kernel = Literal["varlen", "groups"]
 
-_MATH_UP_TO = 512
-"""Tokens up to which, in bfloat16 on a CPU, plain matrix products are faster than SDPA (0.40 against 0.59 ms for 64
-tokens and 4 heads, 6.2 against 10.2 for 512; 42 against 25 for 1024)."""
 _PADDED_TO = 1.25
 """Longest over shortest sample of a group."""
 _TOGETHER = 4096
@@ -86,6 +86,9 @@ def varlen_attention(
     s_aux: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_k: int | None = None,
+    key_index: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within the samples of a pack, as transformers calls it.
@@ -102,6 +105,10 @@ def varlen_attention(
             (GPT-OSS).
         cu_seq_lens_q: int32 [S + 1] borders of the samples, from 0 to T.
         max_length_q: tokens of the longest sample; counted when None.
+        key_index: [U] the tokens whose keys and values the samples see, one sample after the other; the samples' own
+            when None.
+        cu_seq_lens_k: int32 [S + 1] borders of the samples in ``key_index``, from 0 to U; read with it only.
+        max_length_k: keys of the sample with most; read with ``key_index`` only.
 
     Returns:
         [1, T, H, E], and None for the weights.
@@ -120,13 +127,41 @@ def varlen_attention(
     if torch.is_autocast_enabled(kind):
         # Norms of queries and keys give float32 under autocast, where values are in half precision.
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+    borders = Borders(cu_seq_lens_q, max_length_q)
+    if key_index is not None:
+        key, value = (x.index_select(2, key_index) for x in (key, value))
+        borders = Borders(cu_seq_lens_q, max_length_q, cu_seq_lens_k, max_length_k)
     if kind == "cuda" and _kernel(query.device, query.dtype, query.shape[-1]) == "varlen":
-        longest = int(cu_seq_lens_q.diff().max() if max_length_q is None else max_length_q)
-        window = None if sliding_window is None or sliding_window >= longest else sliding_window
-        cu = cu_seq_lens_q.to(query.device, torch.int32)
-        q_THE, k_TKE, v_TKE = (x[0].transpose(0, 1) for x in (query, key, value))
-        return flash_pack(q_THE, k_TKE, v_TKE, cu, longest, scaling, window, s_aux)[None], None
-    return grouped_pack(query, key, value, cu_seq_lens_q, scaling, sliding_window, s_aux), None
+        borders = borders.on(query.device)
+        window = None if sliding_window is None or sliding_window >= borders.longest_key else sliding_window
+        q_THE, k_UKE, v_UKE = (x[0].transpose(0, 1) for x in (query, key, value))
+        return flash_pack(q_THE, k_UKE, v_UKE, borders, scaling, window, s_aux)[None], None
+    return grouped_pack(query, key, value, borders, scaling, sliding_window, s_aux), None
+
+
+class Borders(NamedTuple):
+    """Where the samples of a pack lie.
+
+    Attributes:
+        queries: int32 [S + 1], from 0 to T.
+        longest: queries of the longest sample; counted when None.
+        keys: int32 [S + 1], from 0 to U; the queries' when None. No sample has fewer keys than queries.
+        longest_key: keys of the sample with most.
+    """
+
+    queries: Tensor
+    longest: int | None = None
+    keys: Tensor | None = None
+    longest_key: int | None = None
+
+    def on(self, device: torch.device) -> "Borders":
+        """Complete, as the kernel takes them."""
+        longest = int(self.queries.diff().max()) if self.longest is None else self.longest
+        queries = self.queries.to(device, torch.int32)
+        if self.keys is None:
+            return Borders(queries, longest, queries, longest)
+        longest_key = int(self.keys.diff().max()) if self.longest_key is None else self.longest_key
+        return Borders(queries, longest, self.keys.to(device, torch.int32), longest_key)
 
 
 def pick_kernel(device: str, dtype: torch.dtype, capability: tuple[int, int], head_dim: int, *, built: bool) -> Kernel:
@@ -163,22 +198,27 @@ def has_varlen_kernel() -> bool:
 
 def flash_pack(
     q_THE: Tensor,
-    k_TKE: Tensor,
-    v_TKE: Tensor,
-    cu: Tensor,
-    longest: int,
+    k_UKE: Tensor,
+    v_UKE: Tensor,
+    borders: Borders,
     scaling: float,
     window: int | None,
     sinks_H: Tensor | None,
 ) -> Tensor:
-    """A whole pack through torch's variable-length kernel: [T, H, E]. Arguments as in ``varlen_attention``."""
+    """A whole pack through torch's variable-length kernel: [T, H, E]. Arguments as in ``varlen_attention``.
+
+    The kernel lays the last query of a sample on its last key, which is where the queries of an answer stand.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     # The kernel counts the tokens to the left, without the token itself.
     span = (-1, 0) if window is None else (window - 1, 0)
     if sinks_H is not None:
-        return _FlashWithSinks.apply(q_THE, k_TKE, v_TKE, sinks_H, cu, longest, scaling, span)
-    return varlen_attn(q_THE, k_TKE, v_TKE, cu, cu, longest, longest, scale=scaling, window_size=span, enable_gqa=True)
+        return _FlashWithSinks.apply(q_THE, k_UKE, v_UKE, sinks_H, borders, scaling, span)
+    cu_q, longest, cu_k, longest_key = borders
+    return varlen_attn(
+        q_THE, k_UKE, v_UKE, cu_q, cu_k, longest, longest_key, scale=scaling, window_size=span, enable_gqa=True
+    )
 
 
 class _FlashWithSinks(torch.autograd.Function):
@@ -193,77 +233,103 @@ class _FlashWithSinks(torch.autograd.Function):
     def forward(
         ctx: Any,
         q_THE: Tensor,
-        k_TKE: Tensor,
-        v_TKE: Tensor,
+        k_UKE: Tensor,
+        v_UKE: Tensor,
         sinks_H: Tensor,
-        cu: Tensor,
-        longest: int,
+        borders: Borders,
         scaling: float,
         span: tuple[int, int],
     ) -> Tensor:
+        cu_q, longest, cu_k, longest_key = borders
         out, lse_HT, rng = torch.ops.torch_attn._varlen_attn(
-            q_THE, k_TKE, v_TKE, cu, cu, longest, longest, span == (-1, 0), scaling, list(span), True
+            q_THE, k_UKE, v_UKE, cu_q, cu_k, longest, longest_key, span == (-1, 0), scaling, list(span), True
         )
         total_HT = torch.logaddexp(lse_HT, sinks_H.float()[:, None])
         out = (out * (lse_HT - total_HT).exp().T[..., None]).to(q_THE.dtype)
-        ctx.save_for_backward(q_THE, k_TKE, v_TKE, sinks_H, out, total_HT, cu, rng)
-        ctx.longest, ctx.scaling, ctx.span = longest, scaling, span
+        ctx.save_for_backward(q_THE, k_UKE, v_UKE, sinks_H, out, total_HT, cu_q, cu_k, rng)
+        ctx.longest, ctx.scaling, ctx.span = (longest, longest_key), scaling, span
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_THE: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, sinks_H, out, total_HT, cu, rng = ctx.saved_tensors
+        q, k, v, sinks_H, out, total_HT, cu_q, cu_k, rng = ctx.saved_tensors
         grad_THE = grad_THE.contiguous()
         dq, dk, dv = torch.ops.torch_attn._varlen_attn_backward(
-            *(grad_THE, q, k, v, out, total_HT, cu, cu, ctx.longest, ctx.longest),
+            *(grad_THE, q, k, v, out, total_HT, cu_q, cu_k, *ctx.longest),
             *(ctx.span == (-1, 0), rng, ctx.scaling, list(ctx.span)),
         )
         correction_HT = (grad_THE.float() * out.float()).sum(-1).T
         dsinks = -((sinks_H.float()[:, None] - total_HT).exp() * correction_HT).sum(-1)
-        return dq, dk, dv, dsinks.to(sinks_H.dtype), None, None, None, None
+        return dq, dk, dv, dsinks.to(sinks_H.dtype), None, None, None
 
 
 class Plan(NamedTuple):
     """Samples of similar length side by side.
 
     Attributes:
-        shapes: (samples, padded length) of each group.
-        taken: positions of the pack that the groups take, one after the other; padding repeats a sample's last token.
-            None when they take the pack as it lies.
+        shapes: (samples, padded queries, padded keys) of each group.
+        taken: positions of the pack whose queries the groups take, one after the other; padding repeats a sample's last
+            token. None when they take the pack as it lies.
+        keys: the same of the keys and values.
         places: for each position of the pack, where its result lies.
+        offsets: [S] of each group, the key on which a sample's first query stands; None where all are 0.
     """
 
-    shapes: tuple[tuple[int, int], ...]
+    shapes: tuple[tuple[int, int, int], ...]
     taken: Tensor | None
+    keys: Tensor | None
     places: Tensor | None
+    offsets: tuple[Tensor | None, ...]
 
 
 @lru_cache(maxsize=16)
-def plan_groups(lengths: tuple[int, ...], device: torch.device) -> Plan:
-    """Group samples so that padding stays below a quarter of a length; every layer of a pack asks for the same plan."""
-    starts = np.cumsum([0, *lengths])
+def plan_groups(lengths: tuple[int, ...], device: torch.device, keys: tuple[int, ...] | None = None) -> Plan:
+    """Group samples so that padding stays below a quarter of a length; every layer of a pack asks for the same plan.
+
+    Args:
+        lengths: queries of each sample.
+        device: of the plan.
+        keys: keys of each sample, as many as queries when None.
+    """
+    keys = lengths if keys is None else keys
     groups: list[list[int]] = []
-    for sample in sorted((i for i, length in enumerate(lengths) if length), key=lengths.__getitem__):
-        length = lengths[sample]
+    fewest = most = 0  # keys of a sample of the last group
+    for sample in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: (lengths[i], keys[i])):
         last = groups[-1] if groups else []
-        if last and length <= _PADDED_TO * lengths[last[0]] and (len(last) + 1) * length <= _TOGETHER:
+        low, high = min(fewest, keys[sample]), max(most, keys[sample])
+        alike = last and lengths[sample] <= _PADDED_TO * lengths[last[0]] and high <= _PADDED_TO * low
+        if alike and (len(last) + 1) * high <= _TOGETHER:
             last.append(sample)
+            fewest, most = low, high
         else:
             groups.append([sample])
-    taken, places, shapes, offset = [], np.empty(starts[-1], np.int64), [], 0
-    for group in groups:
-        longest = lengths[group[-1]]
-        shapes.append((len(group), longest))
+            fewest = most = keys[sample]
+    queries, seen = ([_laid(sizes, group) for group in groups] for sizes in (lengths, keys))
+    starts = np.cumsum([0, *lengths])
+    places, offset = np.empty(starts[-1], np.int64), 0
+    for group, (_, longest) in zip(groups, queries, strict=True):
         for sample in group:
-            start, length = starts[sample], lengths[sample]
-            taken.append(start + np.minimum(np.arange(longest), length - 1))
-            places[start : start + length] = offset + np.arange(length)
+            places[starts[sample] : starts[sample + 1]] = offset + np.arange(lengths[sample])
             offset += longest
-    flat = np.concatenate(taken)
-    if np.array_equal(flat, np.arange(starts[-1])):
-        return Plan(tuple(shapes), None, None)
+    shapes = tuple((len(g), q[1], k[1]) for g, q, k in zip(groups, queries, seen, strict=True))
     with torch.inference_mode(False):  # an evaluation may ask first, and a training keep the answer
-        return Plan(tuple(shapes), *(torch.from_numpy(x).to(device) for x in (flat, places)))
+        begins = [torch.tensor([keys[i] - lengths[i] for i in group], device=device) for group in groups]
+        offsets = tuple(begin if bool(begin.any()) else None for begin in begins)
+        taken, gathered = (_index([x for x, _ in laid], device) for laid in (queries, seen))
+        return Plan(shapes, taken, gathered, _index([places], device), offsets)
+
+
+def _laid(lengths: tuple[int, ...], group: list[int]) -> tuple[np.ndarray, int]:
+    """Positions of a group's samples, each padded with its last to the longest, and the length of that."""
+    longest = max(lengths[sample] for sample in group)
+    starts = np.cumsum([0, *lengths])
+    return np.concatenate([starts[i] + np.minimum(np.arange(longest), lengths[i] - 1) for i in group]), longest
+
+
+def _index(parts: list[np.ndarray], device: torch.device) -> Tensor | None:
+    """One index of all parts; None when it takes everything as it lies."""
+    flat = np.concatenate(parts)
+    return None if np.array_equal(flat, np.arange(len(flat))) else torch.from_numpy(flat).to(device)
 
 
 @torch.compiler.disable
@@ -271,7 +337,7 @@ def grouped_pack(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    cu: Tensor,
+    borders: Borders,
     scaling: float,
     window: int | None,
     sinks_H: Tensor | None,
@@ -283,51 +349,26 @@ def grouped_pack(
     Raises:
         ValueError: the borders do not run from 0 to T.
     """
-    lengths = tuple(cu.diff().tolist())
-    if sum(lengths) != query.shape[2] or min(lengths, default=-1) < 0 or int(cu[0]) or not sum(lengths):
-        raise ValueError(f"cu_seq_lens_q does not run from 0 to {query.shape[2]}")
-    plan = plan_groups(lengths, query.device)
-    sizes = [samples * length for samples, length in plan.shapes]
+    lengths = _lengths(borders.queries, query.shape[2], "cu_seq_lens_q")
+    keys = None if borders.keys is None else _lengths(borders.keys, key.shape[2], "cu_seq_lens_k")
+    plan = plan_groups(lengths, query.device, keys)
     # Heads come from a projection of each token: this is how they lie in memory.
     laid = [x[0].transpose(0, 1) for x in (query, key, value)]
-    if plan.taken is not None:
-        laid = [x.index_select(0, plan.taken) for x in laid]
+    laid = [x if i is None else x.index_select(0, i) for x, i in zip(laid, (plan.taken, *[plan.keys] * 2), strict=True)]
+    q_sizes = [samples * queries for samples, queries, _ in plan.shapes]
+    k_sizes = [samples * keys for samples, _, keys in plan.shapes]
+    parts = zip(*(x.split(sizes) for x, sizes in zip(laid, (q_sizes, k_sizes, k_sizes), strict=True)), strict=True)
     outputs = []
-    for shape, *parts in zip(plan.shapes, *(x.split(sizes) for x in laid), strict=True):
-        q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in parts)
-        outputs.append(_attend(q, k, v, scaling, window, sinks_H).transpose(1, 2).flatten(0, 1))
+    for (samples, *sizes), part, offsets_S in zip(plan.shapes, parts, plan.offsets, strict=True):
+        shapes = [(samples, size) for size in (sizes[0], sizes[1], sizes[1])]
+        q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x, shape in zip(part, shapes, strict=True))
+        outputs.append(attend(q, k, v, scaling, window, sinks_H, offsets_S).transpose(1, 2).flatten(0, 1))
     together = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return (together if plan.places is None else together.index_select(0, plan.places))[None]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None, sinks_H: Tensor | None) -> Tensor:
-    """S samples of length L: [S, H, L, E]."""
-    length = q.shape[2]
-    window = None if window is None or window >= length else window
-    short = q.device.type == "cpu" and q.dtype == torch.bfloat16 and length <= _MATH_UP_TO
-    if sinks_H is not None or short:
-        return _math(q, k, v, scaling, window, sinks_H)
-    if window is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
-    seen = _seen(length, window, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, enable_gqa=True)
-
-
-def _math(q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None, sinks_H: Tensor | None) -> Tensor:
-    """Attention in plain operations, softmax in float32; query heads are grouped by the key they share."""
-    samples, heads, length, width = q.shape
-    groups = k.shape[1]
-    q_SGNLE = q.reshape(samples, groups, heads // groups, length, width)
-    logits = (q_SGNLE * scaling @ k.unsqueeze(2).mT).float()
-    logits = logits.masked_fill(~_seen(length, window, q.device), float("-inf"))
-    if sinks_H is not None:
-        sinks = sinks_H.float().reshape(groups, heads // groups, 1, 1).expand(samples, -1, -1, length, 1)
-        logits = torch.cat([logits, sinks], dim=-1)
-    weights = logits.softmax(-1)[..., :length].to(v.dtype)
-    return (weights @ v.unsqueeze(2)).reshape(samples, heads, length, width)
-
-
-def _seen(length: int, window: int | None, device: torch.device) -> Tensor:
-    """[L, L], True where the row's token sees the column's."""
-    seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return seen if window is None else seen.triu(1 - window)
+def _lengths(cu: Tensor, end: int, name: str) -> tuple[int, ...]:
+    lengths = tuple(cu.diff().tolist())
+    if sum(lengths) != end or min(lengths, default=-1) < 0 or int(cu[0]) or not sum(lengths):
+        raise ValueError(f"{name} does not run from 0 to {end}")
+    return lengths

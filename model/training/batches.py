@@ -1,7 +1,8 @@
 """Samples to batches: padded rows or packs, with targets and weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,12 +44,19 @@ class Batch:
         """The batch on ``device``."""
         if device.type == "cpu":
             return self
-        given = self.inputs
-        names = ("ids", "mask", "positions", "cu_seqlens", "keep")
-        moved = {name: None if (x := getattr(given, name)) is None else x.to(device) for name in names}
-        media = {name: array.to(device) for name, array in given.media.items()}
-        inputs = replace(given, **moved, media=media)
-        return replace(self, inputs=inputs, targets=self.targets.to(device), weights=self.weights.to(device))
+        # Every field of this batch, and of the kinds of batches that stages derive from it.
+        return replace(self, **{part.name: _moved(getattr(self, part.name), device) for part in fields(self)})
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors on ``device``, alone, in mappings and in the fields of ``Inputs``; everything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _moved(part, device) for name, part in value.items()}
+    if isinstance(value, Inputs):
+        return replace(value, **{part.name: _moved(getattr(value, part.name), device) for part in fields(value)})
+    return value
 
 
 def pad(samples: Sequence[Sample], averaging: Averaging, pad_id: int, blank: Media | None = None) -> Batch:

@@ -34,12 +34,14 @@ class TrainingState:
         tokens: tokens seen.
         history: the logged records so far.
         packer: where the packer stands; None when rows are not packed.
+        memory: what the stage's loss keeps from step to step; None when it keeps nothing.
     """
 
     step: int = 0
     tokens: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     packer: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
 
 
 def save_checkpoint(directory: Path, engine: Engine, state: TrainingState) -> None:

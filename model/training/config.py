@@ -104,8 +104,8 @@ class TrainingConfig(Section):
     """Of the order of rows, of dropped paths and of re-encoding."""
     max_tokens: int = Field(32768, gt=0)
     """A longer row is refused."""
-    train: Literal["all", "projector"] = "all"
-    """Which parameters train: all, or the projector alone (warm-up)."""
+    train: Literal["all", "without_vision", "projector"] = "all"
+    """Which parameters train: all, all but the vision tower, or the projector alone (warm-up)."""
     checkpoint_every: int = Field(200, gt=0)
     """Optimiser steps between checkpoints in the state directory."""
     log_every: int = Field(10, gt=0)

@@ -2,15 +2,14 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.data.errors import InputError
 from model.data.schema import Row
@@ -21,30 +20,16 @@ from model.training.batches import Batch
 from model.training.checkpoints import TrainingState, load_checkpoint, save_checkpoint
 from model.training.config import TrainingConfig
 from model.training.drop_path import drop_path
-from model.training.engine import Engine, LossFunction, make_engine, world
+from model.training.engine import Engine, make_engine, world
 from model.training.flops import step_cost
 from model.training.memory import checkpoint_activations, compiled_layers
 from model.training.metrics import TrainingMetrics
-from model.training.reader import BatchReader, Reading
+from model.training.reader import Reading
+from model.training.stage import Stage, trained_parameters
 from model.training.stopping import Stopped, stop_requested, watch
 
 Progress = Callable[[str, int, int], None]
 Log = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What differs between stages.
-
-    Attributes:
-        name: for progress and messages.
-        loss: (network, batch, denominator) to the micro-batch's share of the step's loss.
-        parameters: which parameters train.
-    """
-
-    name: str
-    loss: LossFunction
-    parameters: Callable[[Network], Iterable[nn.Parameter]]
 
 
 def supervised_loss(network: Network, batch: Batch, denominator: float, chunk: int = 1024) -> Tensor:
@@ -61,20 +46,10 @@ def supervised_loss(network: Network, batch: Batch, denominator: float, chunk: i
     return loss
 
 
-def all_parameters(network: Network) -> Iterable[nn.Parameter]:
-    """Native training: everything learns."""
-    return network.parameters()
-
-
-def projector_parameters(network: Network) -> Iterable[nn.Parameter]:
-    """Warm-up: the projector alone learns."""
-    return network.parts().parameters("projector")
-
-
 def supervised_stage(name: str, config: TrainingConfig) -> Stage:
-    """The stage of a supervised configuration."""
+    """The stage of next-token prediction on the response tokens."""
     loss = partial(supervised_loss, chunk=config.loss_chunk)
-    return Stage(name, loss, projector_parameters if config.train == "projector" else all_parameters)
+    return Stage(name, loss, trained_parameters(config))
 
 
 def make_deterministic(threads: int) -> None:
@@ -123,7 +98,7 @@ def train(
         network: on the CPU, float32. With ``config.lora`` it holds the adapters afterwards.
         processor: of the network's family.
         rows: the dataset.
-        stage: loss and trained parameters.
+        stage: batches, loss and trained parameters.
         config: everything else.
         state_dir: survives a kill.
         progress: told of every step.
@@ -139,7 +114,8 @@ def train(
     network.train()
     set_attention(network, config.attention)
     checkpoint_activations(network.parts(), config.activation_checkpointing)
-    packed = use_varlen_attention(*network.parts().language) if config.packing else nullcontext()
+    packs = stage.packed or config.packing is not None
+    packed = use_varlen_attention(*network.parts().language) if packs else nullcontext()
     compiled = compiled_layers(network.parts()) if config.compile else nullcontext()
     with packed, drop_path(network, config.drop_path_rate), compiled:
         run = _Run(network, processor, rows, stage, config, state_dir, log)
@@ -184,12 +160,14 @@ class _Run:
         rank, ranks = world()
         # All ranks have to run the same modules equally often wherever running one is something they do together.
         self.together = ranks > 1
-        self.reader = BatchReader(rows, processor, config, ranks=ranks, rank=rank, blank=self.together)
+        self.reader = stage.source(rows, processor, config, ranks=ranks, rank=rank, blank=self.together)
         cost = step_cost(network)  # counted before anything divides the weights
         self.engine: Engine = make_engine(network, stage.loss, config, self.reader.micro_batches)
         self.state = load_checkpoint(state_dir, self.engine) or TrainingState()
         if self.state.step:
             self.reader.resume(self.state.packer)
+            if stage.memory is not None:
+                stage.memory.load(self.state.memory)
         self.metrics = TrainingMetrics(
             log, cost, self.engine.device, stage=stage.name, steps=config.steps, ranks=self.engine.ranks
         )
@@ -213,12 +191,17 @@ class _Run:
         counts = {name: int(total) for name, total in zip(counts, totals, strict=True)}
         state.step, state.packer = reading.step + 1, reading.packer
         state.tokens += counts["tokens"]
+        recorded: dict[str, Any] = {}
+        if self.stage.memory is not None:
+            recorded = self.stage.memory.step_done(engine.sum)
+            state.memory = self.stage.memory.state()
         last = state.step == config.steps
         if last or state.step % config.log_every == 0:
-            state.history.append(
-                {"step": state.step, "loss": loss, "learning_rate": rate, "grad_norm": norm, "tokens": state.tokens}
-            )
-        self.metrics.step_done(step=state.step, loss=loss, grad_norm=norm, learning_rate=rate, **counts)
+            of_step = {"step": state.step, "loss": loss, "learning_rate": rate, "grad_norm": norm}
+            state.history.append({**of_step, "tokens": state.tokens, **recorded})
+        self.metrics.step_done(
+            step=state.step, loss=loss, grad_norm=norm, learning_rate=rate, recorded=recorded, **counts
+        )
         # The last step is kept too: a run killed while it scores or writes its model does not train again.
         if last or stopping or state.step % config.checkpoint_every == 0:
             save_checkpoint(self.state_dir, engine, state)

@@ -5,7 +5,8 @@ Wall-clock values differ from run to run. They go to a sink, and never into the 
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ class TrainingMetrics:
         units: int,
         rows: int,
         targets: int | None = None,
+        recorded: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """The step is over. Call it after something that waited for the device, such as ``loss.item()``.
 
@@ -75,6 +77,7 @@ class TrainingMetrics:
             units: visual units.
             rows: samples.
             targets: positions that carry loss, for which the head ran; all tokens when None.
+            recorded: what the stage itself has to say of the step.
         """
         now = self._clock()
         seconds = max(now - self._began, 1e-9)
@@ -97,6 +100,7 @@ class TrainingMetrics:
                 "memory_bytes": peak_memory(self._device),
                 "data_wait_seconds": max(self._ready - self._began, 0.0),
                 "padding_share": 1 - tokens / positions if positions else 0.0,
+                **recorded,
             }
         )
         self._began = self._ready = now

@@ -13,8 +13,9 @@ from model.training.attention import use_varlen_attention
 from model.training.batches import pack, pad
 from model.training.config import PackingConfig, TrainingConfig
 from model.training.drop_path import drop_path
-from model.training.loop import Stage, all_parameters, learning_rate, supervised_loss, supervised_stage, train
+from model.training.loop import learning_rate, supervised_loss, supervised_stage, train
 from model.training.reader import BatchReader, EpochOrder, sample_of_row
+from model.training.stage import Stage, trained_parameters
 from tests.tiny import picture, question_row, tiny_config
 
 
@@ -272,7 +273,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_a_weight(tokenize
 
     model, processor = build_model(tiny_config(), tokenizer, seed=0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    stage = Stage("sft", loss, all_parameters)
+    stage = Stage("sft", loss, trained_parameters(settings()))
     with pytest.raises(InputError, match=r"sft: norm of the gradient is nan at step 0; rows r"):
         train(model, processor, rows, stage, settings(), tmp_path, lambda *_: None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from model.training.attention import flash_pack, pick_kernel, use_varlen_attention, varlen_attention
+from model.training.attention import Borders, flash_pack, pick_kernel, use_varlen_attention, varlen_attention
 
 LENGTHS = [9, 1, 14, 5]
 SHAPE = {
@@ -218,7 +218,7 @@ def test_the_flash_kernel_is_called_as_torch_declares_it(window, sinks):
     q, k, v = (torch.empty(7, n, 16, device="meta", dtype=torch.bfloat16, requires_grad=True) for n in (4, 2, 2))
     s_aux = torch.empty(4, device="meta", requires_grad=True) if sinks else None
     cu = torch.empty(3, device="meta", dtype=torch.int32)
-    out = flash_pack(q, k, v, cu, 4, 0.25, window, s_aux)
+    out = flash_pack(q, k, v, Borders(cu, 4, cu, 4), 0.25, window, s_aux)
     out.sum().backward()
     assert (out.shape, out.dtype) == ((7, 4, 16), torch.bfloat16)
     for x in (q, k, v, s_aux) if sinks else (q, k, v):
@@ -254,6 +254,7 @@ def test_sinks_on_the_flash_kernel_have_the_gradients_of_the_dense_softmax(windo
     monkeypatch.setattr(torch.ops.torch_attn, "_varlen_attn", forward)
     monkeypatch.setattr(torch.ops.torch_attn, "_varlen_attn_backward", backward)
     query, key, value = heads(lengths)
+    cu = borders(lengths)
     sinks = torch.linspace(-1, 2, 4).requires_grad_()
     weight = torch.randn(1, 10, 4, 8)
     (dense(query, key, value, lengths, window, sinks) * weight).sum().backward()
@@ -261,6 +262,6 @@ def test_sinks_on_the_flash_kernel_have_the_gradients_of_the_dense_softmax(windo
     for x in (query, key, value, sinks):
         x.grad = None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    (flash_pack(q, k, v, borders(lengths), 6, 8**-0.5, window, sinks) * weight[0]).sum().backward()
+    (flash_pack(q, k, v, Borders(cu, 6, cu, 6), 8**-0.5, window, sinks) * weight[0]).sum().backward()
     for x, gradient in zip((query, key, value, sinks), expected, strict=True):
         torch.testing.assert_close(x.grad, gradient, rtol=1e-4, atol=1e-5)

@@ -17,7 +17,8 @@ from model.families.opening import load_network, load_processor
 from model.flash.build import build_model
 from model.training.config import TrainingConfig
 from model.training.engine import world
-from model.training.loop import Stage, all_parameters, supervised_loss, supervised_stage, train
+from model.training.loop import supervised_loss, supervised_stage, train
+from model.training.stage import Stage, trained_parameters
 from tests.tiny import byte_tokenizer, picture, question_row, tiny_config
 from tests.tiny_qwen import GENERATIONS, mixed_row, save_stock
 
@@ -120,7 +121,15 @@ def refused(out: Path) -> None:
     config = TrainingConfig.model_validate_json(json.dumps(BASE | {"processes": world()[1]}))
     network, processor, given = begin("refused")
     try:
-        train(network, processor, given, Stage("sft", loss, all_parameters), config, out / "refused", lambda *_: None)
+        train(
+            network,
+            processor,
+            given,
+            Stage("sft", loss, trained_parameters(config)),
+            config,
+            out / "refused",
+            lambda *_: None,
+        )
     except InputError as error:
         (out / f"refused-{world()[0]}").write_text(str(error))
 
