@@ -169,12 +169,12 @@ def main(run_dir: Path, parent: int) -> int:
 
     from kfp import local
 
-    from pipelines.train import train
+    from pipelines.train import train_pipeline
 
     # workspace_root stays unset: kfp.local removes it after every run, whatever is in it.
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=job["root"], raise_on_error=True)
     try:
-        train(**job["configs"])
+        train_pipeline(list(job["configs"]))(**job["configs"])
     except RuntimeError as error:  # kfp's word for a failed task; the step has said why
         print(f"fovea: {error}", file=sys.stderr)
         return 1

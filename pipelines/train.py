@@ -1,10 +1,17 @@
-"""The pipeline ``train``: from data to a deployed model. KFP's own caching is off; the store decides what is done."""
+"""The pipeline ``train``: from data to a deployed model. KFP's own caching is off; the store decides what is done.
 
-from collections.abc import Callable
+A profile's ``line`` says which of the training steps run: what a step trains on is the model of the last one before it,
+and the last model of all is what is evaluated, judged, registered and deployed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, Signature
+from typing import Any
 
 from kfp import dsl, kubernetes
 from kfp.dsl import PipelineTask
 from kfp.dsl.graph_component import GraphComponent
+from kfp.dsl.python_component import PythonComponent
 
 from components.collect.component import collect
 from components.curate.component import curate
@@ -19,75 +26,98 @@ from pipelines.platform import apply_platform
 from pipelines.profile import Profile, section_json
 
 STEPS = ("collect", "curate", "pretrain", "sft", "evaluate", "gate", "register", "deploy")
+"""The full line."""
+_OPTIONAL = ("sft",)
 _RUN_ID_LABEL = "metadata.labels['pipeline/runid']"
 
 
 def configs_of(profile: Profile) -> dict[str, str]:
-    """The pipeline's arguments: each step's section of the profile as JSON.
+    """The pipeline's arguments: the section of each step of the profile's line, as JSON.
 
     Raises:
-        InputError: the profile's line is not this pipeline's.
+        InputError: the profile's line is not one that this pipeline can be.
     """
-    if profile.line != STEPS:
-        raise InputError(f"profile {profile.name}: line: the pipeline train has the stages {', '.join(STEPS)}")
+    _check(profile)
     # KFP would read "{{$...}}" in a string as a placeholder of its own. In JSON a dollar can be written without one.
-    return {step: section_json(profile, step).replace("$", "\\u0024") for step in STEPS}
+    return {step: section_json(profile, step).replace("$", "\\u0024") for step in profile.line}
 
 
-def _line(configs: dict[str, str], place: Callable[[PipelineTask, str], object]) -> None:
+def _check(profile: Profile) -> None:
+    """Refuse a line with steps that this pipeline does not have, or without some that it cannot do without."""
+    for step in profile.line:
+        if step not in STEPS:
+            raise InputError(
+                f"profile {profile.name}: line: the pipeline train has no {step}; it has {', '.join(STEPS)}"
+            )
+    if missing := [step for step in STEPS if step not in (*profile.line, *_OPTIONAL)]:
+        raise InputError(f"profile {profile.name}: line: the pipeline train does not go without {', '.join(missing)}")
+
+
+def _line(configs: Mapping[str, Any], place: Callable[[PipelineTask, str], object]) -> None:
     """The tasks and what flows between them; ``place`` fits each task to where it runs."""
-    data = collect(config=configs["collect"])
-    heldout = data.outputs["heldout"]
-    rows = curate(config=configs["curate"], corpus=data.outputs["corpus"], heldout=heldout)
-    base = pretrain(
-        config=configs["pretrain"],
-        rows=rows.outputs["transcriptions"],
-        heldout=heldout,
-        tokenizer=data.outputs["tokenizer"],
-    )
-    tuned = sft(config=configs["sft"], rows=rows.outputs["questions"], heldout=heldout, init=base.outputs["model"])
-    model = tuned.outputs["model"]
-    scored = evaluate(config=configs["evaluate"], model=model, heldout=heldout)
-    evaluation = scored.outputs["evaluation"]
-    judged = gate(config=configs["gate"], model=model, heldout=heldout, evaluation=evaluation)
-    verdict = judged.outputs["verdict"]
-    registered = register(config=configs["register"], model=model, evaluation=evaluation, verdict=verdict)
-    deployed = deploy(
-        config=configs["deploy"], model=model, verdict=verdict, registration=registered.outputs["registration"]
-    )
-    tasks = (data, rows, base, tuned, scored, judged, registered, deployed)
-    for step, task in zip(STEPS, tasks, strict=True):
+
+    def add(component: PythonComponent, **inputs: Any) -> Mapping[str, Any]:
+        step = component.python_func.__name__
+        task = component(config=configs[step], **inputs)
         place(task, step)
+        return task.outputs
+
+    data = add(collect)
+    heldout = data["heldout"]
+    rows = add(curate, corpus=data["corpus"], heldout=heldout)
+    base = add(pretrain, rows=rows["transcriptions"], heldout=heldout, tokenizer=data["tokenizer"])
+    model = base["model"]
+    if "sft" in configs:
+        model = add(sft, rows=rows["questions"], heldout=heldout, init=model)["model"]
+    evaluation = add(evaluate, model=model, heldout=heldout)["evaluation"]
+    verdict = add(gate, model=model, heldout=heldout, evaluation=evaluation)["verdict"]
+    registration = add(register, model=model, evaluation=evaluation, verdict=verdict)["registration"]
+    add(deploy, model=model, verdict=verdict, registration=registration)
 
 
-@dsl.pipeline(name="train", description="Collect, curate, pre-train, fine-tune, evaluate, gate, register, deploy.")
-def train(
-    collect: str, curate: str, pretrain: str, sft: str, evaluate: str, gate: str, register: str, deploy: str
-) -> None:
+def _pipeline(
+    name: str,
+    description: str,
+    line: Sequence[str],
+    place: Callable[[PipelineTask, str], object],
+    defaults: Mapping[str, str] | None = None,
+) -> GraphComponent:
+    """A KFP pipeline with one string argument for each step of ``line``."""
+
+    def pipeline(*configs: Any) -> None:
+        _line(dict(zip(line, configs, strict=True)), place)
+
+    # KFP reads the arguments off the signature, and the line is known only here.
+    pipeline.__signature__ = Signature(
+        [
+            Parameter(
+                step,
+                Parameter.POSITIONAL_OR_KEYWORD,
+                annotation=str,
+                default=Parameter.empty if defaults is None else defaults[step],
+            )
+            for step in line
+        ]
+    )
+    return dsl.pipeline(name=name, description=description)(pipeline)
+
+
+def train_pipeline(line: Sequence[str] = STEPS) -> GraphComponent:
     """The line on this machine. Each argument is the JSON configuration of the step of that name."""
-    _line(locals(), lambda task, step: task.set_caching_options(False))
+    return _pipeline("train", f"{', '.join(line)}.", line, lambda task, step: task.set_caching_options(False))
 
 
 def build_train_pipeline(profile: Profile) -> GraphComponent:
-    """The same line for a cluster: the profile's configuration as defaults, its images and resources on each task."""
-    baked = configs_of(profile)
+    """The same line for a cluster: the profile's configuration as defaults, its images and resources on each task.
+
+    Raises:
+        InputError: the profile's line is not one that this pipeline can be.
+    """
 
     def place(task: PipelineTask, step: str) -> None:
         apply_platform(task, step, profile.platform)
         task.set_env_variable("FOVEA_PROFILE", profile.name)
         kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", _RUN_ID_LABEL)
 
-    @dsl.pipeline(name=f"train-{profile.name.replace('_', '-')}", description=profile.description)
-    def train_on_cluster(
-        collect: str = baked["collect"],
-        curate: str = baked["curate"],
-        pretrain: str = baked["pretrain"],
-        sft: str = baked["sft"],
-        evaluate: str = baked["evaluate"],
-        gate: str = baked["gate"],
-        register: str = baked["register"],
-        deploy: str = baked["deploy"],
-    ) -> None:
-        _line(locals(), place)
-
-    return train_on_cluster
+    name = f"train-{profile.name.replace('_', '-')}"
+    return _pipeline(name, profile.description, profile.line, place, configs_of(profile))

@@ -93,7 +93,7 @@ def test_no_params_file(place):
     ("arguments", "words"),
     [
         (["polish"], r"no stage is named 'polish'"),
-        (["mpo"], r"mpo is described .*not built yet; built: collect"),
+        (["quantize"], r"quantize is described .*not built yet; built: collect"),
         (["sft"], r"--input rows=DIR is missing"),
         (["sft", "--input", "rows"], r"'rows': write name=DIR"),
         (["sft", "--input", "corpus=x"], r"corpus: step sft has the inputs rows, heldout, init"),

@@ -194,9 +194,9 @@ def test_the_command_names_the_dependencies_and_outputs_of_its_stage(step):
 def test_the_graph_is_the_pipelines_graph(tmp_path):
     from kfp.compiler import Compiler
 
-    from pipelines.train import train
+    from pipelines.train import train_pipeline
 
-    Compiler().compile(train, str(tmp_path / "pipeline.yaml"))
+    Compiler().compile(train_pipeline(), str(tmp_path / "pipeline.yaml"))
     tasks = yaml.safe_load((tmp_path / "pipeline.yaml").read_text())["root"]["dag"]["tasks"]
     by_kfp = {
         (step, name, source["taskOutputArtifact"]["producerTask"], source["taskOutputArtifact"]["outputArtifactKey"])

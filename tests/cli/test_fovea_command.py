@@ -59,4 +59,4 @@ def test_status_of_an_empty_place_says_what_to_do(tmp_path, monkeypatch):
 def test_profiles_are_listed_with_what_is_not_built_yet():
     output = CliRunner().invoke(app, ["profiles"]).output
     assert "micro" in output
-    assert "not built yet: " in next(line for line in output.splitlines() if line.startswith("internvl3_5_8b "))
+    assert "not built yet: " in next(line for line in output.splitlines() if line.startswith("qwen2_5_vl_7b "))

@@ -81,12 +81,12 @@ def test_built_stages_are_those_with_a_step_module():
 
 
 def test_a_line_with_a_stage_that_is_not_built_is_refused():
-    profile = load_profile("internvl3_5_8b_flash")
+    profile = load_profile("qwen2_5_vl_7b_streaming")
     stage = planned_stages(profile)[0]
     line = [name for name in STAGES if name in LINE or name == stage]
     expected = rf"^override line: stage {stage} is described by this profile but not built yet; built: collect, curate"
     with pytest.raises(InputError, match=expected):
-        load_profile("internvl3_5_8b_flash", {"line": line})
+        load_profile("qwen2_5_vl_7b_streaming", {"line": line})
     with pytest.raises(InputError, match=f"stage {stage} is described .* not built yet"):
         require_built(stage)
     for built in LINE:

@@ -23,7 +23,7 @@ from components.settings import Settings
 from model.data.errors import InputError
 from pipelines.profile import Profile, load_profile
 from pipelines.runners import run_local
-from pipelines.train import STEPS, build_train_pipeline, configs_of, train
+from pipelines.train import STEPS, build_train_pipeline, configs_of, train_pipeline
 
 ROOT = Path(__file__).parents[2]
 OUTPUTS = {
@@ -103,7 +103,7 @@ def compiled(pipeline, tmp_path: Path) -> tuple[dict, dict]:
 
 
 def test_kfp_caching_is_off_in_every_task_and_nothing_is_installed(profile, tmp_path):
-    for pipeline in (train, build_train_pipeline(profile)):
+    for pipeline in (train_pipeline(), build_train_pipeline(profile)):
         spec, _ = compiled(pipeline, tmp_path)
         tasks = spec["root"]["dag"]["tasks"]
         assert set(tasks) == set(STEPS)
@@ -113,7 +113,7 @@ def test_kfp_caching_is_off_in_every_task_and_nothing_is_installed(profile, tmp_
 
 
 def test_each_component_is_one_import_and_one_call_and_makes_what_its_step_makes(profile, tmp_path):
-    spec, _ = compiled(train, tmp_path)
+    spec, _ = compiled(train_pipeline(), tmp_path)
     for step, outputs in OUTPUTS.items():
         made = spec["components"][f"comp-{step}"]["outputDefinitions"]["artifacts"]
         assert sorted(set(made) - {"metrics"}) == sorted(outputs)
@@ -123,7 +123,7 @@ def test_each_component_is_one_import_and_one_call_and_makes_what_its_step_makes
 
 
 def test_the_gate_gives_a_boolean_to_branch_on(tmp_path):
-    spec, _ = compiled(train, tmp_path)
+    spec, _ = compiled(train_pipeline(), tmp_path)
     parameters = spec["components"]["comp-gate"]["outputDefinitions"]["parameters"]
     assert parameters["passed"]["parameterType"] == "BOOLEAN"
 
@@ -151,9 +151,26 @@ def test_a_dollar_in_a_setting_is_no_placeholder(profile):
     assert json.loads(text)["dataset"] == "/data/{{$.inputs}}"
 
 
-def test_a_line_that_this_pipeline_does_not_have_is_refused(profile):
-    with pytest.raises(InputError, match="micro: line"):
-        configs_of(profile.model_copy(update={"line": ("collect", "curate")}))
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (("collect", "curate"), "does not go without pretrain, evaluate, gate, register, deploy"),
+        (("collect", "version", *STEPS[1:]), "has no version; it has collect"),
+    ],
+)
+def test_a_line_that_this_pipeline_does_not_have_is_refused(profile, line, problem):
+    with pytest.raises(InputError, match=f"micro: line: the pipeline train {problem}"):
+        configs_of(profile.model_copy(update={"line": line}))
+
+
+def test_a_step_that_a_line_leaves_out_hands_on_the_model_before_it(profile, tmp_path):
+    short = profile.model_copy(update={"line": tuple(step for step in STEPS if step != "sft")})
+    spec, _ = compiled(build_train_pipeline(short), tmp_path)
+    tasks = spec["root"]["dag"]["tasks"]
+    assert set(tasks) == set(spec["root"]["inputDefinitions"]["parameters"]) == set(short.line)
+    for reader in ("evaluate", "gate", "register", "deploy"):
+        source = tasks[reader]["inputs"]["artifacts"]["model"]["taskOutputArtifact"]
+        assert source == {"outputArtifactKey": "model", "producerTask": "pretrain"}
 
 
 def test_a_run_finishes_and_a_second_one_takes_it_from_the_store(profile, settings):
