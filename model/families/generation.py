@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
-from transformers import DynamicCache
 
-from model.data.errors import InputError
 from model.data.schema import Row
+from model.families.decoding import DecodingBatch, Prompt, check_context, continue_prompts
 from model.families.interface import Network, Processor
 from model.families.qwen_network import VisualFeatures
 
@@ -38,13 +36,6 @@ class Completion:
     finish_reason: str
 
 
-class Prompt(NamedTuple):
-    """Token ids [T], and positions [3, T] for the M-RoPE families; None counts 0, 1, 2, ..."""
-
-    ids: Sequence[int]
-    positions: np.ndarray | None
-
-
 def prompt_ids(processor: Processor, request: Request) -> list[int]:
     """Token ids of a request's prompt, an open assistant turn at its end.
 
@@ -52,62 +43,6 @@ def prompt_ids(processor: Processor, request: Request) -> list[int]:
         InputError: placeholders and features do not fit.
     """
     return processor.prompt(request.messages, request.features).input_ids
-
-
-class _Batch:
-    """Prompts being decoded together: padded on the left, with one key-value cache."""
-
-    def __init__(self, network: Network, pad_id: int, prompts: Sequence[Prompt], rows: Tensor | None) -> None:
-        self.network = network
-        width, device = max(len(prompt.ids) for prompt in prompts), network.device
-        ids = torch.full((len(prompts), width), pad_id, device=device)
-        self.mask_BT = torch.zeros_like(ids)
-        for i, prompt in enumerate(prompts):
-            ids[i, width - len(prompt.ids) :] = torch.tensor(prompt.ids, device=device)
-            self.mask_BT[i, width - len(prompt.ids) :] = 1
-        self.cache = DynamicCache(config=network.config.text_config)
-        self.delta_B = torch.tensor([_delta(prompt) for prompt in prompts], device=device)
-        given = network.language_inputs(ids, None if rows is None else rows.to(device))
-        self.next_ids = self._step(given, self._prompt_positions(prompts, width))
-
-    def _prompt_positions(self, prompts: Sequence[Prompt], width: int) -> Tensor:
-        """[B, T], or [3, B, T] for the M-RoPE families."""
-        if prompts[0].positions is None:
-            return (self.mask_BT.cumsum(1) - 1).clamp(min=0)
-        positions = np.zeros((3, len(prompts), width), np.int64)
-        for i, prompt in enumerate(prompts):
-            positions[:, i, width - len(prompt.ids) :] = prompt.positions
-        return torch.from_numpy(positions).to(self.mask_BT.device)
-
-    def _step(self, given: dict[str, object], positions: Tensor) -> Tensor:
-        hidden = self.network.language_model.base_model(
-            **given,
-            attention_mask=self.mask_BT,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        return self.network.head(hidden).argmax(-1)
-
-    def advance(self) -> None:
-        """Feed the last tokens; ``next_ids`` [B] become the next ones."""
-        # Generated text has one position on every axis: transformers lays [B, 1] over all three.
-        positions = (self.mask_BT.sum(1) + self.delta_B)[:, None]
-        self.mask_BT = torch.cat([self.mask_BT, torch.ones_like(self.mask_BT[:, :1])], dim=1)
-        embeds = self.network.language_model.get_input_embeddings()(self.next_ids[:, None])
-        self.next_ids = self._step({"inputs_embeds": embeds}, positions)
-
-    def keep(self, rows: list[int]) -> None:
-        """Go on with these rows only."""
-        index = torch.tensor(rows, device=self.mask_BT.device)
-        self.mask_BT, self.next_ids, self.delta_B = self.mask_BT[index], self.next_ids[index], self.delta_B[index]
-        self.cache.batch_select_indices(index)
-
-
-def _delta(prompt: Prompt) -> int:
-    """How far the position of a generated token is from its index: the one after a prompt's largest position is
-    next, which a video that lasts longer than it is wide takes beyond the number of tokens, and an image behind."""
-    return 0 if prompt.positions is None else int(prompt.positions.max()) + 1 - len(prompt.ids)
 
 
 def generate(
@@ -148,42 +83,20 @@ def decode(
     """
     if not prompts:
         return []
-    lengths = [len(prompt.ids) for prompt in prompts]
-    context = network.config.text_config.max_position_embeddings
-    if max(lengths) >= context:
-        raise InputError(f"prompt has {max(lengths)} tokens; the model's context is {context}")
+    context, lengths = check_context(network, prompts), [len(prompt.ids) for prompt in prompts]
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     limits = [min(limit, context - n) for limit, n in zip(limits, lengths, strict=True)]
-    batch = _Batch(network, processor.eos_token_id, prompts, rows)
-    answers: list[list[int]] = [[] for _ in prompts]
-    reasons = ["length"] * len(prompts)
     streams = [DecodeStream(skip_special_tokens=True) for _ in prompts]
-    active = list(range(len(prompts)))
-    while active:
-        staying = []
-        for row, token in enumerate(batch.next_ids.tolist()):
-            index = active[row]
-            if token == processor.eos_token_id:
-                reasons[index] = "stop"
-                continue
-            answers[index].append(token)
-            if on_token is not None:
-                delta = streams[index].step(processor.tokenizer, token) or ""
-                if on_token(index, token, delta) is False:
-                    reasons[index] = "cancelled"
-                    continue
-            if len(answers[index]) < limits[index]:
-                staying.append(row)
-        if not staying:
-            break
-        if len(staying) < len(active):
-            batch.keep(staying)
-            active = [active[row] for row in staying]
-        batch.advance()
-    return [
-        Completion(processor.decode(ids), ids, n, reason)
-        for ids, n, reason in zip(answers, lengths, reasons, strict=True)
-    ]
+
+    def greedy(logits_BV: Tensor, _active: list[int]) -> list[int]:
+        return logits_BV.argmax(-1).tolist()
+
+    def tell(index: int, token: int) -> bool | None:
+        return on_token(index, token, streams[index].step(processor.tokenizer, token) or "")
+
+    batch = DecodingBatch(network, processor.eos_token_id, prompts, rows)
+    done = continue_prompts(batch, processor.eos_token_id, limits, greedy, tell if on_token else None)
+    return [Completion(processor.decode(ids), ids, n, reason) for (ids, reason), n in zip(done, lengths, strict=True)]
 
 
 def answer_rows(
