@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from model.objectives.chunking import by_chunks
 
 
 class TokenScores(NamedTuple):
@@ -44,10 +45,7 @@ def token_log_probabilities(
     def piece(states: Tensor, targets: Tensor) -> Tensor:
         return _log_probabilities(head(states), targets)
 
-    pieces = _pieces(states_MD, targets_M, chunk, calls)
-    if len(pieces) == 1:
-        return piece(*pieces[0])
-    return torch.cat([checkpoint(piece, *given, use_reentrant=False) for given in pieces])
+    return torch.cat(by_chunks(piece, (states_MD, targets_M), chunk, calls))
 
 
 def token_scores(
@@ -63,10 +61,7 @@ def token_scores(
         # The entropy stands last: recomputation stops once the backward pass has what it needs.
         return _log_probabilities(logits, targets), _entropies(logits.detach())
 
-    pieces = _pieces(states_MD, targets_M, chunk, calls)
-    if len(pieces) == 1:
-        return TokenScores(*piece(*pieces[0]))
-    scores = [checkpoint(piece, *given, use_reentrant=False) for given in pieces]
+    scores = by_chunks(piece, (states_MD, targets_M), chunk, calls)
     return TokenScores(*(torch.cat(parts) for parts in zip(*scores, strict=True)))
 
 
@@ -88,15 +83,6 @@ def segment_sums(values_M: Tensor, lengths: Sequence[int]) -> Tensor:
 def segment_means(values_M: Tensor, lengths: Sequence[int]) -> Tensor:
     """Means over consecutive segments [S]; an empty segment has the mean 0."""
     return segment_sums(values_M, lengths) / values_M.new_tensor([max(1, length) for length in lengths])
-
-
-def _pieces(states_MD: Tensor, targets_M: Tensor, chunk: int, calls: int | None) -> list[tuple[Tensor, Tensor]]:
-    """States and targets, cut into ``calls`` even pieces."""
-    needed = max(1, -(-len(states_MD) // chunk))
-    calls = needed if calls is None else calls
-    if calls < needed:
-        raise ValueError(f"{calls} chunks of {chunk} do not hold {len(states_MD)} positions")
-    return list(zip(states_MD.tensor_split(calls), targets_M.tensor_split(calls), strict=True))
 
 
 def _log_probabilities(logits_MV: Tensor, targets_M: Tensor) -> Tensor:

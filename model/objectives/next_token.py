@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from model.objectives.chunking import by_chunks
 
 Averaging = Literal["token", "sample", "square"]
 _EXPONENT = {"token": 0.0, "sample": 1.0, "square": 0.5}
@@ -59,25 +60,14 @@ def chunked_next_token_loss(
         head: [m, D] to [m, V].
         targets_M, weights_M, denominator: as in ``next_token_loss``.
         chunk: most positions whose logits exist at the same time.
-        calls: how often ``head`` is called; as often as M needs when None. Ranks that divide the weights of the head
-            gather them together in every call, and wait for each other for ever if one calls more often than another.
-            There it has to come from what all ranks share (the token budget and ``chunk``), never from M: pieces
-            without a position fill up the calls.
+        calls: how often ``head`` is called, as in ``by_chunks``; as often as M needs when None.
 
     Raises:
         ValueError: ``calls`` pieces of ``chunk`` positions do not hold M.
     """
-    needed = max(1, -(-len(states_MD) // chunk))
-    calls = needed if calls is None else calls
-    if calls < needed:
-        raise ValueError(f"{calls} chunks of {chunk} do not hold {len(states_MD)} positions")
 
     def piece_loss(states: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         return next_token_loss(head(states), targets, weights, denominator)
 
-    if calls == 1:
-        # One piece is all there is: computing it again would save nothing.
-        return piece_loss(states_MD, targets_M, weights_M)
-    pieces = zip(*(x.tensor_split(calls) for x in (states_MD, targets_M, weights_M)), strict=True)
-    losses = [checkpoint(piece_loss, *piece, use_reentrant=False) for piece in pieces]
+    losses = by_chunks(piece_loss, (states_MD, targets_M, weights_M), chunk, calls)
     return torch.stack(losses).sum()
