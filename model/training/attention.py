@@ -5,8 +5,8 @@ that it knows, and the borders of the samples come as ``cu_seq_lens_q`` through 
 
 On a GPU in half precision torch's variable-length flash kernel takes the whole pack at once; elsewhere samples of
 similar length go through SDPA together: one by one, a pack of short samples is thousands of small operations.
-Where several answers share a prompt (model/training/trees.py), an answer is a sample of its own whose keys are gathered:
-those of the prompt, then its own. Its queries stand at the end of its keys.
+Where several answers share a prompt (model/training/trees.py), an answer is a sample whose keys are gathered: first the
+prompt's, then its own. Its queries stand at the end of its keys.
 Shape suffixes: T tokens of the pack, S samples, L tokens of a sample, H query heads, K key and value heads, E width of
 a head.
 """
