@@ -5,8 +5,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -85,6 +85,31 @@ class Reading:
     packer: dict[str, Any] | None
 
 
+class Drawn(NamedTuple):
+    """Where a sample came from: the step, the index of its row, and its place in the order of the whole step, which is
+    the same for any number of ranks. What is drawn for a sample is drawn from these and the seed."""
+
+    step: int
+    index: int
+    place: int
+
+
+Lay = Callable[[Sequence[Sample]], Batch]
+"""Pads samples side by side or lays them end to end, as the configuration says."""
+
+
+class Collate(Protocol):
+    """Makes a micro-batch of samples; stages whose batches hold more than the samples bring their own."""
+
+    def __call__(self, samples: Sequence[Sample], drawn: Sequence[Drawn], lay: Lay) -> Batch:
+        """The micro-batch of ``samples``; ``drawn`` says where each of them came from."""
+
+
+def as_they_are(samples: Sequence[Sample], _drawn: Sequence[Drawn], lay: Lay) -> Batch:
+    """The samples laid, and nothing else."""
+    return lay(samples)
+
+
 class BatchReader:
     """Micro-batches of optimiser steps.
 
@@ -96,6 +121,7 @@ class BatchReader:
         config: batch, packing, mixture, averaging, seed.
         ranks, rank: this process takes every ``ranks``-th row or pack of a step, starting at ``rank``.
         blank: give a batch without media a blank visual item, so that all ranks run the same modules.
+        collate: makes the micro-batches.
 
     Raises:
         InputError: the batch cannot be divided among the ranks.
@@ -110,11 +136,12 @@ class BatchReader:
         ranks: int = 1,
         rank: int = 0,
         blank: bool = False,
+        collate: Collate = as_they_are,
     ) -> None:
         if config.batch_size % ranks:
             raise InputError(f"training.batch_size {config.batch_size} is not a multiple of {ranks} processes")
         self.rows, self.processor, self.config = rows, processor, config
-        self.ranks, self.rank = ranks, rank
+        self.ranks, self.rank, self._collate = ranks, rank, collate
         self._at = row_order(rows, config)
         self._blank = processor.blank_media() if blank else None
         self._sizes: dict[int, Size] = {}
@@ -152,14 +179,23 @@ class BatchReader:
         """One optimiser step; packed steps have to be asked for in order."""
         size, config = self.config.batch_size, self.config
         if self._packer is not None:
-            packs = [self._packer.next() for _ in range(size)][self.rank :: self.ranks]
-            batches = [pack(self._measured(step, rows), config.loss_averaging, self._blank) for rows in packs]
+            packs = [self._packer.next() for _ in range(size)]
+            starts = np.cumsum([0, *(len(rows) for rows in packs)]).tolist()
+            lay = partial(pack, averaging=config.loss_averaging, blank=self._blank)
+            batches = [
+                self._collate(
+                    self._measured(step, packs[number]),
+                    [Drawn(step, row, starts[number] + i) for i, row in enumerate(packs[number])],
+                    lay,
+                )
+                for number in range(self.rank, size, self.ranks)
+            ]
             return Reading(step, batches, self._packer.state())
-        rows = [self._at(position) for position in range(step * size, (step + 1) * size)][self.rank :: self.ranks]
-        samples, micro = self._samples(step, rows), config.micro_batch_size or size
-        eos = self.processor.eos_token_id
+        drawn = [Drawn(step, self._at(step * size + place), place) for place in range(self.rank, size, self.ranks)]
+        samples, micro = self._samples(step, [row.index for row in drawn]), config.micro_batch_size or size
+        lay = partial(pad, averaging=config.loss_averaging, pad_id=self.processor.eos_token_id, blank=self._blank)
         batches = [
-            pad(samples[start : start + micro], config.loss_averaging, eos, self._blank)
+            self._collate(samples[start : start + micro], drawn[start : start + micro], lay)
             for start in range(0, len(samples), micro)
         ]
         return Reading(step, batches, None)
