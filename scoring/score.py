@@ -1,4 +1,4 @@
-"""One entry to every scorer: a row names its scorer and carries its parameters as a JSON object.
+r"""One entry to every scorer: a row names its scorer and carries its parameters as a JSON object.
 
 ============== ==================================== ==========================================================
 scorer         parameters (default)                 right when
@@ -12,7 +12,12 @@ point_in_box                                        the point, or the middle of 
 page_html      threshold (0.5)                      value is the share of a page's elements, in order, with equal
                                                     text and a box whose IoU is at least the threshold
 multiple_choice letters ("ABCD"), options (none)    the one letter that the answer chooses is a reference
+math                                                the expression has the value of a reference (scoring.math_answer)
 ============== ==================================== ==========================================================
+
+Thoughts are never scored, and where the answer stands in a ``\boxed{}``, what it holds is the answer
+(scoring.answer_format). References that hold thoughts or boxes themselves are compared with the text as it stands, and
+``page_html`` opens no box: a page may show one.
 
 With ``after``, the answer is what follows the last such text: of "3 + 7 = 10", after "=", it is "10". Where the text
 does not occur, the whole is the answer.
@@ -31,8 +36,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from scoring.answer_format import THINK_END, THINK_START, answer_text, boxed_answer, unwrapped
 from scoring.boxes import box_hit, format_box, parse_box, parse_point, point_hit
 from scoring.choice import parse_choice
+from scoring.judge import Request, shared_judges
 from scoring.numbers import numeric_match, parse_number, relaxed_match
 from scoring.pages import page_match, parse_page
 from scoring.text import anls, exact_match
@@ -41,6 +48,7 @@ from scoring.text import anls, exact_match
 MAX_CONSTANTS = 500
 
 _MAX_TOLERANCE = 1e12
+_BOX = r"\boxed"
 _BOXED = ("box_iou", "point_in_box")
 _Parsed = TypeVar("_Parsed")
 
@@ -76,6 +84,9 @@ def score_answer(name: str, parameters: str, prediction: str, answers: Sequence[
     """
     if not answers:
         raise ValueError(f"{name}: there is no reference answer")
+    if name == "math":
+        return _score_math(parameters, prediction, answers)
+    prediction = _answer(name, prediction, answers)
     match name:
         case "exact":
             return Score(exact_match(_final(prediction, _settings(parameters, after="")["after"]), answers))
@@ -150,6 +161,28 @@ def _score_choice(settings: Mapping[str, Any], prediction: str, answers: Sequenc
         raise ValueError(f"multiple_choice: the reference {unknown[0]!r} is not one of the letters {letters}")
     choice = parse_choice(prediction, letters, options)
     return UNPARSED if choice is None else Score(float(choice in {answer.strip() for answer in answers}))
+
+
+def _score_math(parameters: str, prediction: str, answers: Sequence[str]) -> Score:
+    """In a process of its own: an expression may take for ever, and then it is not read."""
+    verdict = shared_judges().ask([Request("math", parameters, prediction, list(answers))])[0]
+    if verdict.fault is not None:
+        raise ValueError(verdict.fault)
+    return Score(verdict.value, verdict.parsed)
+
+
+def _answer(name: str, text: str, references: Sequence[str]) -> str:
+    """The final answer in ``text``; see the module's text for what stays as it is."""
+    if _BOX not in text and THINK_START not in text and THINK_END not in text:
+        return text
+    if any(tag in reference for reference in references for tag in (THINK_START, THINK_END)):
+        return text
+    closed = name == "page_html" or any(_BOX in reference for reference in references)
+    boxed = None if closed else boxed_answer(text)
+    if boxed is None:
+        return answer_text(text)
+    # References in LaTeX are compared with LaTeX.
+    return boxed.strip() if any("\\" in reference for reference in references) else unwrapped(boxed)
 
 
 def _final(text: str, after: str) -> str:

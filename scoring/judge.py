@@ -1,0 +1,200 @@
+"""Scoring in processes of their own: an answer that makes a scorer raise, hang or eat memory costs that answer only.
+
+A worker takes one request a line, JSON in and JSON out, and lives on for the next. The kernel ends it when a request
+takes more than its seconds of processor time (not of the clock: a busy machine must change no reward), refuses it
+memory beyond its limit, and ends it with its parent. Whoever asks gets a verdict in every case, and the worker is
+replaced.
+"""
+
+import atexit
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from typing import IO
+
+# A worker that uses no processor time and gives no answer (stopped, swapped out) is waited for this much longer.
+_CLOCK_FACTOR = 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """An answer, and the row's scorer and references: the arguments of ``score_answer``."""
+
+    name: str
+    parameters: str
+    prediction: str
+    answers: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a request.
+
+    Attributes:
+        value: the score in [0, 1]; 0 where there is none.
+        parsed: whether the answer could be read.
+        fault: what is wrong with the row (its scorer, parameters or references); the answer is not to blame.
+        failed: why there is no score: the scorer raised, ran out of time or memory, or died.
+    """
+
+    value: float = 0.0
+    parsed: bool = False
+    fault: str | None = None
+    failed: str | None = None
+
+
+class _Worker:
+    """One child process, started for the first request and again after its death."""
+
+    def __init__(self, seconds: float, memory_mb: int) -> None:
+        self._seconds, self._memory_mb = seconds, memory_mb
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+        self.deadline = 0.0
+        self.index = -1
+
+    def send(self, request: Request, index: int) -> None:
+        # A child of a fork must not talk into its parent's pipe.
+        if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
+            self._start()
+        self.index, self.deadline = index, time.monotonic() + _CLOCK_FACTOR * self._seconds
+        with suppress(BrokenPipeError):  # it has died: its empty answer says so
+            self._input.write(json.dumps(asdict(request)).encode() + b"\n")
+            self._input.flush()
+
+    def _start(self) -> None:
+        root = str(Path(__file__).parents[1])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        command = [sys.executable, "-m", "scoring.judge_worker", str(os.getpid()), str(self._seconds)]
+        self._process = subprocess.Popen(
+            [*command, str(self._memory_mb)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        self._owner = os.getpid()
+        if self.output.readline() != b"ready\n":
+            raise RuntimeError(f"the scoring process did not start (exit status {self._process.wait()})")
+
+    @property
+    def _input(self) -> IO[bytes]:
+        assert self._process is not None and self._process.stdin is not None
+        return self._process.stdin
+
+    @property
+    def output(self) -> IO[bytes]:
+        assert self._process is not None and self._process.stdout is not None
+        return self._process.stdout
+
+    def receive(self) -> Verdict:
+        """The verdict that is there to be read; of a worker that died, why."""
+        line = self.output.readline()
+        if line.endswith(b"\n"):
+            verdict = Verdict(**json.loads(line))
+            if verdict.failed is not None:
+                self.close()  # what an error of memory or of depth left behind is nobody's to know
+            return verdict
+        assert self._process is not None
+        status = self._process.wait()
+        self.close()
+        return Verdict(failed=_why_ended(status, self._seconds))
+
+    def give_up(self) -> Verdict:
+        """End a worker that does not answer."""
+        self.close()
+        return Verdict(failed=f"no answer within {_CLOCK_FACTOR * self._seconds:g} s")
+
+    def close(self) -> None:
+        if self._process is None or self._owner != os.getpid():
+            return
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._input, self.output):
+            with suppress(BrokenPipeError):
+                stream.close()
+        self._process = None
+
+
+def _why_ended(status: int, seconds: float) -> str:
+    from signal import SIGPROF, Signals
+
+    if status == -SIGPROF:
+        return f"over {seconds:g} s of processor time"
+    return f"its process died of {Signals(-status).name}" if status < 0 else f"its process ended with status {status}"
+
+
+class Judges:
+    """``workers`` processes that score answers. They start when they are first needed, and end with this process.
+
+    Args:
+        workers: how many score at the same time.
+        seconds: processor time for one answer.
+        memory_mb: address space of one worker, in MiB.
+    """
+
+    def __init__(self, workers: int = 1, *, seconds: float = 2.0, memory_mb: int = 2048) -> None:
+        if workers < 1 or seconds <= 0 or memory_mb < 1:
+            raise ValueError("workers, seconds and memory_mb must be positive")
+        self._workers = [_Worker(seconds, memory_mb) for _ in range(workers)]
+        self._lock = Lock()
+
+    def ask(self, requests: Sequence[Request]) -> list[Verdict]:
+        """A verdict for every request, in order.
+
+        Raises:
+            RuntimeError: no worker can be started at all.
+        """
+        verdicts = [Verdict()] * len(requests)
+        with self._lock:
+            waiting = deque(enumerate(requests))
+            idle, busy = list(self._workers), dict[int, _Worker]()
+            while waiting or busy:
+                while waiting and idle:
+                    worker = idle.pop()
+                    index, request = waiting.popleft()
+                    worker.send(request, index)
+                    busy[worker.output.fileno()] = worker
+                for worker, verdict in _answered(busy):
+                    verdicts[worker.index] = verdict
+                    idle.append(worker)
+        return verdicts
+
+    def close(self) -> None:
+        """End the workers; a later request starts new ones."""
+        with self._lock:
+            for worker in self._workers:
+                worker.close()
+
+
+def _answered(busy: dict[int, _Worker]) -> list[tuple[_Worker, Verdict]]:
+    """Wait for at least one worker to answer, die or run out of time; those that did are no longer busy."""
+    poll = select.poll()
+    for descriptor in busy:
+        poll.register(descriptor, select.POLLIN)
+    patience = max(0.0, min(worker.deadline for worker in busy.values()) - time.monotonic())
+    readable = {descriptor for descriptor, _ in poll.poll(1000 * patience + 1)}
+    now = time.monotonic()
+    done = [d for d, worker in busy.items() if d in readable or worker.deadline <= now]
+    workers = [(busy.pop(d), d in readable) for d in done]
+    return [(worker, worker.receive() if answered else worker.give_up()) for worker, answered in workers]
+
+
+_shared: Judges | None = None
+
+
+def shared_judges() -> Judges:
+    """One worker for whoever scores single answers in this process."""
+    global _shared
+    if _shared is None:
+        _shared = Judges()
+        atexit.register(_shared.close)
+    return _shared

@@ -1,0 +1,170 @@
+"""Scoring in processes of their own: limits, death, and who outlives whom."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scoring.judge import Judges, Request, Verdict, shared_judges
+from scoring.score import Score, score_answer
+
+RIGHT = Request("numeric", "{}", "it is 8", ["8"])
+
+
+@pytest.fixture(scope="module")
+def judges():
+    held = Judges(2, seconds=0.5, memory_mb=1024)
+    yield held
+    held.close()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_judge_gives_the_score_of_the_scorer_in_order(judges):
+    texts = ["8", "9", "eight", r"<think>9</think>\boxed{8}", "x" * 100_000] * 3
+    requests = [Request("numeric", "{}", text, ["8"]) for text in texts]
+    scores = [score_answer("numeric", "{}", text, ["8"]) for text in texts]
+    assert [Score(v.value, v.parsed) for v in judges.ask(requests)] == scores
+    assert judges.ask([]) == []
+
+
+def test_a_fault_of_the_row_is_told_from_a_wrong_answer(judges):
+    verdicts = judges.ask([Request("bleu", "{}", "8", ["8"]), RIGHT, Request("exact", "{", "8", ["8"])])
+    assert [verdict.fault for verdict in verdicts] == ["unknown scorer 'bleu'", None, "scorer parameters: not JSON"]
+    assert verdicts[1] == Verdict(1.0, True)
+
+
+@pytest.fixture
+def scorers(tmp_path, monkeypatch):
+    """Processes whose ``exact`` scorer does what an answer says."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys, time\n"
+        "def hostile(prediction, answers):\n"
+        "    if prediction == 'hang': sum(iter(int, 1))\n"
+        "    if prediction == 'raise': raise RuntimeError('boom')\n"
+        "    if prediction == 'recurse': hostile.__wrapped__ = hostile; return hostile(*[prediction, answers])\n"
+        "    if prediction == 'eat': return float(len(bytearray(1 << 40)))\n"
+        "    if prediction == 'die': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if prediction == 'leave': os._exit(3)\n"
+        "    if prediction == 'print': print('{}', flush=True)\n"
+        "    if prediction == 'sleep': time.sleep(3600)\n"
+        "    return float(prediction == '8')\n"
+        "if sys.argv[:1] == ['-m']:\n"
+        "    import scoring.text\n"
+        "    scoring.text.exact_match = hostile\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    held = Judges(1, seconds=0.3)
+    yield held
+    held.close()
+
+
+def exact(text: str) -> Request:
+    return Request("exact", "{}", text, ["8"])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("hang", "over 0.3 s of processor time"),
+        ("raise", "RuntimeError: boom"),
+        ("recurse", "RecursionError: maximum recursion depth exceeded"),
+        ("eat", "out of memory"),
+        ("die", "its process died of SIGKILL"),
+        ("leave", "its process ended with status 3"),
+    ],
+)
+def test_a_scorer_that_raises_hangs_or_dies_costs_one_answer(scorers, text, reason):
+    first, failed, last = scorers.ask([exact("8"), exact(text), exact("8")])
+    assert first == last == Verdict(1.0, True)
+    assert (failed.value, failed.parsed, failed.fault) == (0.0, False, None)
+    assert failed.failed is not None and failed.failed.startswith(reason)
+
+
+def test_a_scorer_that_takes_no_processor_time_is_waited_for_by_the_clock(scorers, monkeypatch):
+    assert scorers.ask([exact("8")]) == [Verdict(1.0, True)]
+    monkeypatch.setattr("scoring.judge._CLOCK_FACTOR", 2)
+    assert scorers.ask([exact("sleep")]) == [Verdict(failed="no answer within 0.6 s")]
+    monkeypatch.undo()
+    assert scorers.ask([exact("8")]) == [Verdict(1.0, True)]
+
+
+def test_what_a_scorer_prints_does_not_stand_between_the_verdicts(scorers):
+    assert scorers.ask([exact("print"), exact("8")]) == [Verdict(0.0, True), Verdict(1.0, True)]
+
+
+def test_closing_ends_the_processes_and_a_later_request_starts_others(judges):
+    before = set(children_of(os.getpid()))
+    held = Judges(2)
+    held.ask([RIGHT, RIGHT])
+    mine = set(children_of(os.getpid())) - before
+    assert len(mine) == 2
+    held.close()
+    assert not any(alive(pid) for pid in mine)
+    assert held.ask([RIGHT]) == [Verdict(1.0, True)]
+    held.close()
+
+
+def test_a_killed_parent_leaves_no_judge_behind():
+    script = (
+        "import time; from scoring.judge import Judges, Request\n"
+        "held = Judges(1); held.ask([Request('exact', '', 'a', ['a'])]); print('asked', flush=True); time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    assert parent.stdout.readline() == b"asked\n"
+    workers = children_of(parent.pid)
+    assert workers and all(alive(pid) for pid in workers)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    wait_until(lambda: not any(alive(pid) for pid in workers))
+
+
+def test_a_fork_does_not_talk_into_its_parents_judge():
+    assert shared_judges().ask([RIGHT]) == [Verdict(1.0, True)]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if shared_judges().ask([RIGHT]) == [Verdict(1.0, True)] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert shared_judges().ask([RIGHT]) == [Verdict(1.0, True)]
+
+
+def test_a_process_that_cannot_start_is_no_answers_fault(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="did not start"):
+        Judges(1).ask([RIGHT])
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"seconds": 0}, {"memory_mb": 0}])
+def test_limits_are_positive(wrong):
+    with pytest.raises(ValueError, match="must be positive"):
+        Judges(**wrong)
+
+
+def test_without_its_library_the_scorer_of_mathematics_says_what_is_missing(tmp_path, monkeypatch):
+    (tmp_path / "math_verify.py").write_text("raise ModuleNotFoundError('No module named math_verify')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    held = Judges(1)
+    fault = held.ask([Request("math", "{}", "8", ["8"])])[0].fault
+    held.close()
+    assert fault is not None and fault.startswith("math: the package math-verify is not installed")
