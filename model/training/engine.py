@@ -21,6 +21,8 @@ from model.training.config import TrainingConfig
 
 # (network, batch, denominator) to the micro-batch's share of the step's loss.
 LossFunction = Callable[[Network, Batch, float], Tensor]
+# What is wanted of a batch without gradients.
+Evaluation = Callable[[Network, Batch], Tensor]
 
 
 class Slot(NamedTuple):
@@ -45,6 +47,13 @@ class Engine(Protocol):
     def step(self, learning_rate: float) -> float:
         """Clip, update, forget the gradients; returns the norm before clipping."""
 
+    def evaluate(self, wanted: Evaluation, batch: Batch) -> Tensor:
+        """``wanted`` of the network as it is, in evaluation mode and without gradients; the batch may lie anywhere.
+
+        Where weights are divided, every rank has to call this, with a ``wanted`` that runs the same modules equally
+        often.
+        """
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over the ranks."""
 
@@ -68,9 +77,9 @@ class LossModule(nn.Module):
         super().__init__()
         self.network, self.loss = network, loss
 
-    def forward(self, batch: Batch, denominator: float) -> Tensor:
-        """The micro-batch's share of the step's loss."""
-        return self.loss(self.network, batch, denominator)
+    def forward(self, batch: Batch, denominator: float, wanted: Evaluation | None = None) -> Tensor:
+        """The micro-batch's share of the step's loss, or else what is ``wanted`` of it."""
+        return self.loss(self.network, batch, denominator) if wanted is None else wanted(self.network, batch)
 
 
 def make_optimizer(network: Network, config: TrainingConfig) -> torch.optim.AdamW:
@@ -79,6 +88,7 @@ def make_optimizer(network: Network, config: TrainingConfig) -> torch.optim.Adam
     Every group has a ``scale``: its learning rate over that of the stage.
     """
     peaks = {"vision": config.vision_learning_rate, "projector": config.projector_learning_rate, "language": None}
+    peaks |= {"compressed": config.projector_learning_rate, "router": None}
     parts = network.parts()
     scales = {id(p): (peak or config.learning_rate) for part, peak in peaks.items() for p in parts.parameters(part)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -166,6 +176,17 @@ class PlainEngine:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return norm
+
+    @torch.no_grad()
+    def evaluate(self, wanted: Evaluation, batch: Batch) -> Tensor:
+        """``wanted`` of the network, in evaluation mode and without gradients."""
+        training = self._network.training
+        self._network.eval()
+        try:
+            with self._accelerator.autocast():
+                return wanted(self._network, batch.to(self.device))
+        finally:
+            self._network.train(training)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over the ranks."""

@@ -163,6 +163,8 @@ class _Run:
         self.reader = stage.source(rows, processor, config, ranks=ranks, rank=rank, blank=self.together)
         cost = step_cost(network)  # counted before anything divides the weights
         self.engine: Engine = make_engine(network, stage.loss, config, self.reader.micro_batches)
+        if stage.prepare is not None:
+            stage.prepare(self.engine, self.reader)
         self.state = load_checkpoint(state_dir, self.engine) or TrainingState()
         if self.state.step:
             self.reader.resume(self.state.packer)

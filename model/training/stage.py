@@ -9,7 +9,7 @@ from torch import nn
 from model.data.schema import Row
 from model.families.interface import Network, Processor
 from model.training.config import TrainingConfig
-from model.training.engine import LossFunction
+from model.training.engine import Engine, LossFunction
 from model.training.reader import BatchReader, Reading
 
 SumFunction = Callable[[Sequence[float]], list[float]]
@@ -74,6 +74,9 @@ class Stage:
         source: makes the batches.
         memory: what the loss keeps; None when it keeps nothing.
         packed: its batches are packs, whatever the configuration says of packing.
+        prepare: given the engine and the stage's source while the network is still what training starts from, before a
+            checkpoint is taken up and at every start; all ranks call it. For what the loss has to know of that network
+            (``Engine.evaluate``).
     """
 
     name: str
@@ -82,6 +85,7 @@ class Stage:
     source: MakeSource = BatchReader
     memory: StageMemory | None = None
     packed: bool = False
+    prepare: Callable[[Engine, Any], None] | None = None
 
 
 def trained_parameters(config: TrainingConfig) -> Callable[[Network], Iterable[nn.Parameter]]:
@@ -92,4 +96,4 @@ def trained_parameters(config: TrainingConfig) -> Callable[[Network], Iterable[n
         case "without_vision":
             return lambda network: network.parts().parameters("projector", "language")
         case _:
-            return lambda network: network.parameters()
+            return lambda network: network.parts().parameters("vision", "projector", "language")

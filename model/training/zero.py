@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model.families.interface import Network
 from model.training.batches import Batch
 from model.training.config import TrainingConfig
-from model.training.engine import LossFunction, LossModule, Slot, make_optimizer, reduce_values
+from model.training.engine import Evaluation, LossFunction, LossModule, Slot, make_optimizer, reduce_values
 
 if not torch.cuda.is_available():
     # It looks for its accelerator on import.
@@ -113,6 +113,17 @@ class ZeroEngine:
             group["lr"] = learning_rate * group["scale"]
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
+
+    @torch.no_grad()
+    def evaluate(self, wanted: Evaluation, batch: Batch) -> Tensor:
+        """``wanted`` of the network, in evaluation mode and without gradients; every rank calls it equally often."""
+        training = self._network.training
+        self._engine.eval()
+        try:
+            # Through DeepSpeed's own module: its hooks gather the weights.
+            return self._engine(batch.to(self.device), 1.0, wanted)
+        finally:
+            self._engine.train(training)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over the ranks."""
