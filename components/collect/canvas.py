@@ -59,8 +59,17 @@ class Painter:
         self._patches: dict[tuple[int, int], np.ndarray] = {}
         self._sizes = (round(GLYPH_SIDE * config.scale[0]), round(GLYPH_SIDE * config.scale[1]))
 
-    def draw(self, rng: np.random.Generator, count: int | None = None, digits: Sequence[int] | None = None) -> Canvas:
-        """Draw a canvas with ``count`` digits (by default a random number of them), or with these ``digits``."""
+    def draw(
+        self,
+        rng: np.random.Generator,
+        count: int | None = None,
+        digits: Sequence[int] | None = None,
+        within: Sequence[int] | None = None,
+    ) -> Canvas:
+        """Draw a canvas with ``count`` digits (by default a random number of them), or with these ``digits``.
+
+        ``within`` are the cells they may lie in, counted in the order of reading; all when None.
+        """
         config = self._config
         wide = rng.random() < config.wide_share
         width, height = config.canvas * (2 if wide else 1), config.canvas
@@ -75,7 +84,8 @@ class Painter:
         sizes = rng.integers(smallest, largest + 1, size=count).tolist()
         patches = [self.patch(index, size) for index, size in zip(chosen, sizes, strict=True)]
         columns = config.cells * (2 if wide else 1)
-        cells = sorted(rng.choice(columns * config.cells, size=count, replace=False).tolist())
+        places = columns * config.cells if within is None else within
+        cells = sorted(rng.choice(places, size=count, replace=False).tolist())
         boxes = [
             _place(rng, patch.shape, divmod(cell, columns), config.canvas / config.cells)
             for patch, cell in zip(patches, cells, strict=True)

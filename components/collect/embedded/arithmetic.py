@@ -33,7 +33,7 @@ def make_arithmetic(config: ArithmeticConfig, corpus: EmbeddedConfig, *, heldout
         else:
             working, reference, said = _calculation(task, canvas.digits, rng, noisy=noisy)
             judge, mark = scorer("numeric", after="="), " ="
-        answer = said if direct else f"{working}{mark} {said}"
+        answer = worded(config, rng, said, None if direct else f"{working}{mark}", heldout=heldout)
         return Sample(_QUESTIONS[task], answer, judge, SOURCE, LICENSE, (canvas_media(canvas),), (reference,), noisy)
 
     return make
@@ -43,6 +43,23 @@ def draw_style(config: StyledConfig, rng: np.random.Generator, *, heldout: bool)
     """Whether a row answers directly, and whether its result is wrong; held-out rows are direct and right."""
     direct, noisy = rng.random() < config.direct_share, rng.random() < config.noisy_share
     return direct or heldout, noisy and not heldout
+
+
+def worded(config: StyledConfig, rng: np.random.Generator, said: str, working: str | None, *, heldout: bool) -> str:
+    """The answer ``said`` in one of the forms that ``config`` asks for, after its ``working`` where it is written out.
+
+    Held-out rows are plain. Nothing is drawn for a form whose share is 0: it leaves the random stream as it was.
+    """
+    share = config.boxed_share if working is None else config.thought_share
+    plain = heldout or not share or rng.random() >= share
+    if working is None:
+        return said if plain else boxed(said)
+    return f"{working} {said}" if plain else f"<think>{working} {said}</think>{boxed(said)}"
+
+
+def boxed(answer: str) -> str:
+    """The form of a final answer that scorers look for first."""
+    return f"\\boxed{{{answer}}}"
 
 
 def slip(result: int, rng: np.random.Generator) -> int:

@@ -39,6 +39,7 @@ ComparisonTask = Literal["compare_count", "compare_largest", "same_digits"]
 PhotoTask = Literal["photo_change", "photo_rotation"]
 ScreenTask = Literal["click", "widget"]
 ClipTask = Literal["clip_direction", "clip_order", "clip_count"]
+FinePrintTask = Literal["transcribe_fine", "read_fine", "read_sparse"]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -90,6 +91,10 @@ class StyledConfig(FamilyConfig):
     """Share of the training rows that answer directly; held-out rows always do."""
     noisy_share: Share = 0.0
     """Share of the training rows whose demonstration is wrong: ``source`` says so, and ``answers`` is right."""
+    thought_share: Share = 0.0
+    """Share of the written-out answers that think first: ``<think>3 + 7 + 1 = 11</think>\\boxed{11}``."""
+    boxed_share: Share = 0.0
+    """Share of the direct answers of training rows that stand in a box: ``\\boxed{11}``."""
 
 
 class ArithmeticConfig(StyledConfig):
@@ -272,6 +277,31 @@ class ClipsConfig(FamilyConfig):
         return self
 
 
+class FinePrintConfig(FamilyConfig):
+    """Handwritten digits so small that a compressed tile cannot tell them apart. Held out: glyphs.
+
+    Beside the large ones of other families they are what makes resolution matter: a row of features of a compressed
+    tile covers four cells of the grid, one of a whole tile covers one (at 56 pixels, patches of 7 and 4 cells).
+    """
+
+    tasks: tuple[FinePrintTask, ...] = get_args(FinePrintTask)
+    """Tasks to draw: in the words of pre-training, as a question, and as a question beside a blank half."""
+    canvas: CanvasConfig = CanvasConfig(digits=(3, 6), cells=4, scale=(1.25, 1.7))
+    """Of the half that is not blank."""
+    lines: int = Field(2, ge=1)
+    """Neighbouring rows of the grid that hold all of the digits."""
+
+    @model_validator(mode="after")
+    def _on_lines(self) -> "FinePrintConfig":
+        if self.canvas.cells % self.lines:
+            raise ValueError(f"lines must divide canvas.cells, which is {self.canvas.cells}")
+        if self.canvas.digits[1] > self.lines * self.canvas.cells:
+            raise ValueError(f"{self.canvas.digits[1]} digits do not fit on {self.lines} x {self.canvas.cells} cells")
+        if self.canvas.wide_share:
+            raise ValueError("canvas.wide_share: the task says which canvases are wide; leave it out")
+        return self
+
+
 class EmbeddedConfig(Section):
     """Families of the embedded corpus besides ``digits``; a family that is not named is not drawn."""
 
@@ -301,6 +331,8 @@ class EmbeddedConfig(Section):
     """Where to click in a window."""
     clips: ClipsConfig | None = None
     """Short videos of handwritten digits."""
+    fine_print: FinePrintConfig | None = None
+    """Small handwritten digits, some beside a blank half."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> "EmbeddedConfig":

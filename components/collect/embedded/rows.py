@@ -10,6 +10,7 @@ from components.collect.embedded.charts import make_charts
 from components.collect.embedded.clips import make_clips
 from components.collect.embedded.comparison import make_comparison
 from components.collect.embedded.config import EmbeddedConfig
+from components.collect.embedded.fine_print import make_fine_print
 from components.collect.embedded.grounding import make_grounding
 from components.collect.embedded.pages import make_pages
 from components.collect.embedded.photos import make_photos
@@ -35,6 +36,7 @@ FAMILIES: dict[str, Any] = {
     "photos": make_photos,
     "screens": make_screens,
     "clips": make_clips,
+    "fine_print": make_fine_print,
 }
 _TRIES = 1000
 

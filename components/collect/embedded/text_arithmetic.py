@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from components.collect.embedded.arithmetic import draw_style, slip
+from components.collect.embedded.arithmetic import draw_style, slip, worded
 from components.collect.embedded.config import EmbeddedConfig, TextArithmeticConfig
 from components.collect.embedded.sample import OURS, Maker, Sample, between
 from model.data.schema import scorer
@@ -24,7 +24,8 @@ def make_text_arithmetic(config: TextArithmeticConfig, corpus: EmbeddedConfig, *
         result = {"text_sum": first + second, "text_difference": first - second}.get(task, first * second)
         direct, noisy = draw_style(config, rng, heldout=heldout)
         said = str(slip(result, rng) if noisy else result)
-        answer = said if direct else " = ".join([*_working(task, first, second), said])
+        working = None if direct else " = ".join(_working(task, first, second)) + " ="
+        answer = worded(config, rng, said, working, heldout=heldout)
         judge = scorer("numeric", after="=")
         question = f"{first} {_SIGNS[task]} {second}?"
         return Sample(question, answer, judge, SOURCE, OURS, references=(str(result),), noisy=noisy)
