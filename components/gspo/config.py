@@ -5,32 +5,24 @@ from pydantic import Field, model_validator
 from model.config import Section
 from model.objectives.config import GspoObjective
 from model.training.config import TrainingConfig
-
-
-class RolloutConfig(Section):
-    """How answers are sampled (the defaults are those of the released scripts)."""
-
-    prompts: int = Field(512, gt=0)
-    """Queries in one rollout."""
-    responses: int = Field(16, ge=2)
-    """Answers per query: the group that advantages are taken over."""
-    temperature: float = Field(1.0, gt=0)
-    """Of the sampling."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Sample among the likeliest tokens of this total probability."""
-    max_prompt_tokens: int = Field(8192, gt=0)
-    """A longer query is left out."""
-    max_new_tokens: int = Field(32768, gt=0)
-    """Longest answer."""
+from model.training.policy_config import RolloutConfig
 
 
 class RewardConfig(Section):
-    """Rule-based reward = accuracy_weight * right + format_weight * well-formed."""
+    """Rule-based reward = accuracy_weight * right + format_weight * well-formed - length penalty."""
 
     accuracy_weight: float = Field(0.9, ge=0, le=1)
     """Of a right answer."""
     format_weight: float = Field(0.1, ge=0, le=1)
     """Of thoughts in their tags followed by a boxed answer."""
+    soft_length: int | None = Field(None, ge=0)
+    """Tokens from which an answer loses reward, linearly up to ``rollout.max_new_tokens``; None takes nothing."""
+    length_penalty: float = Field(0.5, ge=0)
+    """What an answer of ``rollout.max_new_tokens`` loses."""
+    seconds: float = Field(2.0, gt=0)
+    """Processor time for one answer; one that needs more has no reward and is left out of its group."""
+    workers: int = Field(1, gt=0)
+    """Answers that a process has judged at the same time."""
 
 
 class GspoConfig(Section):
@@ -48,7 +40,12 @@ class GspoConfig(Section):
     """Rows per family that are scored at the end."""
 
     @model_validator(mode="after")
-    def _whole_updates(self) -> "GspoConfig":
+    def _fits(self) -> "GspoConfig":
         if self.rollout.prompts * self.rollout.responses % self.training.batch_size:
             raise ValueError("training.batch_size must divide rollout.prompts * rollout.responses")
+        if self.training.packing is not None:
+            raise ValueError("training.packing: answers are packed by their prompts; leave it out")
+        soft, limit = self.reward.soft_length, self.rollout.max_new_tokens
+        if soft is not None and soft >= limit:
+            raise ValueError(f"reward.soft_length must be below rollout.max_new_tokens, which is {limit}")
         return self

@@ -1,0 +1,32 @@
+"""Configuration of the rollouts that online reinforcement learning trains on. Imports no torch."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from model.config import Section
+
+
+class RolloutConfig(Section):
+    """How answers are sampled (the defaults are those of the released scripts)."""
+
+    prompts: int = Field(512, gt=0)
+    """Queries in one rollout."""
+    responses: int = Field(16, ge=2)
+    """Answers per query: the group that advantages are taken over."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the sampling. Ratios are those of the model itself, at temperature 1."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample among the likeliest tokens of this total probability."""
+    top_k: int = Field(0, ge=0)
+    """Sample among so many likeliest tokens; 0 for all."""
+    max_prompt_tokens: int = Field(8192, gt=0)
+    """A longer query is left out."""
+    max_new_tokens: int = Field(32768, gt=0)
+    """Longest answer, its end of turn included."""
+    cut: Literal["rewarded", "left_out"] = "rewarded"
+    """An answer cut at that limit has the reward of one (section ``reward``), or is no part of its group."""
+    kept_together: int = Field(32, gt=0)
+    """Queries of a process that are answered before the answers are stored: what a kill loses at most."""
+    importance_cap: float | None = Field(None, gt=0)
+    """Weigh answers by min(pi_old / pi_sampler, cap), where the sampling engine is not the trainer; None does not."""
