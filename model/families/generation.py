@@ -115,7 +115,7 @@ def answer_rows(
     """
     texts = []
     for start in range(0, len(rows), batch_size):
-        samples = [processor.question(row) for row in rows[start : start + batch_size]]
+        samples = network.prepare([processor.question(row) for row in rows[start : start + batch_size]])
         media = {name: np.concatenate([sample.media[name] for sample in samples]) for name in samples[0].media}
         with torch.inference_mode():
             visual = network.media_rows({name: torch.from_numpy(array) for name, array in media.items()})

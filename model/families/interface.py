@@ -92,11 +92,17 @@ class HiddenStates(NamedTuple):
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules of each part of a network; together they hold every parameter."""
+    """The modules of each part of a network; together they hold every parameter.
+
+    A Flash model's second projector and router are parts of their own: only the stages that are made for them train
+    them, and every other leaves them as they are.
+    """
 
     vision: "Sequence[nn.Module]" = field(default_factory=tuple)
     projector: "Sequence[nn.Module]" = field(default_factory=tuple)
     language: "Sequence[nn.Module]" = field(default_factory=tuple)
+    compressed: "Sequence[nn.Module]" = field(default_factory=tuple)
+    router: "Sequence[nn.Module]" = field(default_factory=tuple)
 
     def parameters(self, *names: str) -> "Iterable[nn.Parameter]":
         """Parameters of the named parts."""
@@ -169,6 +175,14 @@ class Network(Protocol):
 
         Raises:
             ValueError: features and placeholders differ in number.
+        """
+
+    def prepare(self, samples: "Sequence[Sample]") -> "list[Sample]":
+        """What the network decides before text is laid out: a Flash model that routes gives compressed tiles fewer
+        placeholders. Every sample by itself; the samples as they are for every other network.
+
+        Raises:
+            InputError: names the row that cannot be routed as asked.
         """
 
     def media_rows(self, media: "dict[str, Tensor]") -> "Tensor | None":

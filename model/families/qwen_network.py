@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from model.data.video import Video
-from model.families.interface import HiddenStates, Inputs, Parts
+from model.families.interface import HiddenStates, Inputs, Parts, Sample
 from model.families.qwen_chat import Shown
 from model.families.qwen_images import Grid
 from model.families.qwen_processor import QwenProcessor
@@ -187,6 +187,10 @@ class QwenNetwork(nn.Module):
             return None
         text = self.config.text_config
         return text.router_aux_loss_coef * load_balancing(output.router_logits, text.num_experts_per_tok, mask_BT)
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples as they are: these networks decide nothing before text is laid out."""
+        return list(samples)
 
     def media_rows(self, media: dict[str, Tensor]) -> Tensor | None:
         """Visual rows [R, (1 + L) * D] of the media of ``Sample.media``, in parts of bounded size; None of none."""

@@ -142,6 +142,6 @@ def redraw_weights(model: FlashModel, seed: int) -> None:
     """Replace all weights by new random ones of the same shapes and the same spread of positions."""
     torch.manual_seed(seed)
     std = model.vision_tower.embeddings.position_embeddings.std().item()
-    fresh = FlashModel(model.config, model.tiling)
+    fresh = FlashModel(model.config, model.tiling, flash=model.router is not None)
     initialise_positions(fresh, std)
     model.load_state_dict(fresh.state_dict())

@@ -12,10 +12,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers import InternVLConfig
 from transformers.initialization import no_init_weights
 
 from model.data.artifact import file_sha256
 from model.data.errors import InputError
+from model.flash.decisions import Decision, stated_decision
 from model.flash.directory import building, load_config, write_configuration, write_json
 from model.flash.layouts import EMBEDDING, FLASH_PREFIXES, HEAD, LANGUAGE_PREFIXES, VISION_PREFIXES
 from model.flash.network import FlashModel
@@ -40,8 +42,7 @@ _PARTS = {
 def save_model(model: FlashModel, processor: FlashProcessor, directory: Path) -> None:
     """Write a complete model directory; the same model gives the same bytes."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = module_tensors(model) | model.flash_tensors
-    write_weights({name: lazy(tensor) for name, tensor in tensors.items()}, directory)
+    write_weights({name: lazy(tensor) for name, tensor in module_tensors(model).items()}, directory)
     write_configuration(model.config, str(model.dtype).removeprefix("torch."), processor, directory)
 
 
@@ -101,15 +102,34 @@ def load_model(
     config = load_config(directory, attention)
     config.image_token_id = processor.image_token_id
     stored = open_weights(directory, _PARTS[part])
+    flash = holds_flash(stored)
     with building(directory), no_init_weights(), _default_dtype(dtype), torch.device(device):
-        model = FlashModel(config, processor.tiling, part, weights_version(directory))
+        model = FlashModel(config, processor.tiling, part, weights_version(directory), flash=flash)
     if model.language_model is not None:
         model.language_model.tie_weights()  # transformers leaves this out where it draws no weights
-    # Copies: what the file gives are views of it, and a network may be saved over the directory it came from.
-    extra = [name for name in stored.names if name.startswith(FLASH_PREFIXES)]
-    model.flash_tensors = {name: stored.tensor(name).clone() for name in extra}
     fill(model, stored)
+    if part != "language":
+        model.decision = _stated_decision(config, directory, flash=flash)
     return model.eval()
+
+
+def holds_flash(stored: StoredWeights) -> bool:
+    """Whether a directory has a router and a second projector."""
+    return any(name.startswith(FLASH_PREFIXES) for name in stored.names)
+
+
+def _stated_decision(config: InternVLConfig, directory: Path, *, flash: bool) -> Decision | None:
+    path = directory / "config.json"
+    try:
+        decision = stated_decision(config.to_dict())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    if decision is not None and not flash:
+        raise InputError(
+            f"{path}: flash_mode asks for routing, but the directory holds no router ({FLASH_SHARD}, or mlp2, "
+            "pooling_before_gating and gating in the original layout); set flash_mode to false for full resolution"
+        )
+    return decision
 
 
 @contextmanager
@@ -155,12 +175,12 @@ def fill(model: FlashModel, stored: StoredWeights) -> None:
 
 
 def require_names(stored: StoredWeights, expected: set[str], *, tied: bool) -> None:
-    """Compare the names of stored tensors, those of a Flash checkpoint left out, with a network's.
+    """Compare the names of stored tensors with a network's.
 
     Raises:
         InputError: one is missing or unknown, or a head that is tied to the embedding differs from it.
     """
-    names = {name for name in stored.names if not name.startswith(FLASH_PREFIXES)}
+    names = set(stored.names)
     if tied and {HEAD, EMBEDDING} <= names:
         names.discard(HEAD)
         if not torch.equal(stored.tensor(HEAD), stored.tensor(EMBEDDING)):

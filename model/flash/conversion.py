@@ -11,7 +11,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from model.data.errors import InputError
-from model.flash.checkpoint import load_config, module_tensors, open_weights, require_names, write_weights
+from model.flash.checkpoint import holds_flash, load_config, module_tensors, open_weights, require_names, write_weights
 from model.flash.directory import building, write_configuration, write_json, write_tokenizer
 from model.flash.layouts import EMBEDDING, to_original
 from model.flash.network import FlashModel
@@ -73,7 +73,7 @@ def _convert(source: Path, target: Path, layout: Layout) -> None:
     config.image_token_id = processor.image_token_id
     stored = open_weights(source)
     with building(source), no_init_weights(), torch.device("meta"):
-        expected = set(module_tensors(FlashModel(config, processor.tiling)))
+        expected = set(module_tensors(FlashModel(config, processor.tiling, flash=holds_flash(stored))))
     require_names(stored, expected, tied=config.text_config.tie_word_embeddings)
     tensors = {name: stored.lazy(name) for name in stored.names}
     dtype = _dtype(stored)

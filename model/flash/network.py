@@ -1,40 +1,37 @@
 """The InternVL3.5 network, assembled from transformers' vision model and any transformers causal LM.
 
-Source: InternVL3.5 (arXiv 2508.18265), section 2.1. Parameter names are those of the published Hugging Face
-checkpoints: ``vision_tower.*``, ``multi_modal_projector.*``, ``language_model.model.*``, ``language_model.lm_head.*``.
+Source: InternVL3.5 (arXiv 2508.18265), section 2.1, and 2.3 for Flash. Parameter names are those of the published
+Hugging Face checkpoints: ``vision_tower.*``, ``multi_modal_projector.*``, ``language_model.model.*``,
+``language_model.lm_head.*``; a Flash model also has ``compressed_projector.*`` and ``router.*``.
 Shape suffixes: B batch, T tokens, D hidden, N tiles, P patches.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, InternVLConfig, InternVLVisionModel, PreTrainedModel
-from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
-from model.families.interface import HiddenStates, Inputs, Parts
+from model.data.errors import InputError
+from model.families.interface import HiddenStates, Inputs, Parts, Sample
+from model.flash.compression import compress_sample, tiles_per_image
+from model.flash.decisions import COMPRESSION, FLASH_KEYS, Decision, decide
 from model.flash.images import Tiling, choose_grid, read_image, tile_image
 from model.flash.processor import IMAGENET_MEAN, IMAGENET_STD
+from model.flash.projectors import CompressedProjector, Projector, start_pooled, unshuffle_patches
+from model.flash.router import COMPRESS, Router
 from model.objectives.load_balancing import load_balancing
 
 TILES_AT_ONCE = 64
 """Tiles that ``encode_batch`` sends through the tower together: 64 rows of large images have 832 of them."""
-
-
-def pixel_unshuffle(x_NHWD: Tensor, ratio: float) -> Tensor:
-    """Trade resolution for channels: [N, H, W, D] to [N, H * ratio, W * ratio, D / ratio**2].
-
-    Every output vector is the row-major gather of its k x k neighbourhood, k = 1 / ratio.
-    """
-    n, height, width, depth = x_NHWD.shape
-    k = round(1 / ratio)
-    x = x_NHWD.reshape(n, height // k, k, width // k, k, depth)
-    return x.permute(0, 1, 3, 2, 4, 5).reshape(n, height // k, width // k, k * k * depth)
 
 
 def normalise(tiles_NSSC: Tensor) -> Tensor:
@@ -42,23 +39,6 @@ def normalise(tiles_NSSC: Tensor) -> Tensor:
     mean = torch.tensor(IMAGENET_MEAN, device=tiles_NSSC.device)
     std = torch.tensor(IMAGENET_STD, device=tiles_NSSC.device)
     return ((tiles_NSSC.float() / 255 - mean) / std).permute(0, 3, 1, 2)
-
-
-class Projector(nn.Module):
-    """LayerNorm, Linear, GELU, Linear: from unshuffled ViT features to language embeddings."""
-
-    def __init__(self, config: InternVLConfig) -> None:
-        super().__init__()
-        width = config.vision_config.hidden_size * round(1 / config.downsample_ratio) ** 2
-        hidden = config.text_config.hidden_size
-        self.layer_norm = nn.LayerNorm(width)
-        self.linear_1 = nn.Linear(width, hidden)
-        self.act = ACT2FN[config.projector_hidden_act]
-        self.linear_2 = nn.Linear(hidden, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., width] to [..., hidden]."""
-        return self.linear_2(self.act(self.linear_1(self.layer_norm(x))))
 
 
 @dataclass
@@ -87,23 +67,38 @@ class FlashModel(nn.Module):
         config: transformers' configuration of the whole.
         tiling: how images become tiles.
         part: which half to build.
+        weights_version: of the vision half.
+        flash: build the router and the second projector too.
 
     Attributes:
-        flash_tensors: router and second projector of a Flash checkpoint, saved as they were loaded.
+        compressed_projector, router: of a Flash model; None in any other, and without the vision half.
+        decision: how tiles are routed; None shows every tile at its full resolution.
     """
 
-    def __init__(self, config: InternVLConfig, tiling: Tiling, part: str = "all", weights_version: str = "") -> None:
+    def __init__(
+        self,
+        config: InternVLConfig,
+        tiling: Tiling,
+        part: str = "all",
+        weights_version: str = "",
+        *,
+        flash: bool = False,
+    ) -> None:
         super().__init__()
         self.config = config
         self.tiling = tiling
         self.weights_version = weights_version
-        self.flash_tensors: dict[str, Tensor] = {}
+        self.decision: Decision | None = None
         self.vision_tower: nn.Module | None = None
         self.multi_modal_projector: Projector | None = None
         self.language_model: PreTrainedModel | None = None
         if part in ("all", "vision"):
             self.vision_tower = InternVLVisionModel._from_config(config.vision_config)
             self.multi_modal_projector = Projector(config)
+        self.compressed_projector: CompressedProjector | None = None
+        self.router: Router | None = None
+        if flash and part in ("all", "vision"):
+            self._build_flash()
         if part in ("all", "language"):
             self.language_model = AutoModelForCausalLM.from_config(config.text_config)
 
@@ -115,14 +110,130 @@ class FlashModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def tile_features(self, tiles_NSSC: Tensor) -> Tensor:
-        """uint8 tiles [N, S, S, 3] to features [N, rows per tile, D]."""
+    def _build_flash(self) -> None:
+        vision = self.config.vision_config
+        side = _side(vision.image_size) // _side(vision.patch_size)
+        if side % round(2 / self.config.downsample_ratio):
+            raise InputError(f"a tile of {side} x {side} patches cannot be compressed: no multiple of 4 x 4 pixels")
+        self.compressed_projector = CompressedProjector(self.config)
+        self.router = Router(self.config)
+
+    def add_flash(self, seed: int, init: Literal["pooled", "random"] = "pooled") -> None:
+        """Give a network that has none a router and a second projector; it goes on showing tiles in full.
+
+        Args:
+            seed: of the random weights.
+            init: of the second projector. ``pooled``: a compressed row starts as about the mean of the full rows that
+                it stands for (``start_pooled``). ``random``: as torch draws it.
+
+        Raises:
+            InputError: it has them already, or no vision half, or its tiles cannot be compressed.
+        """
+        if self.vision_tower is None or self.router is not None:
+            raise InputError("the network has a router already" if self.router else "the network has no vision half")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self._build_flash()
+        if init == "pooled":
+            start_pooled(self.compressed_projector, self.multi_modal_projector, round(1 / self.config.downsample_ratio))
+        for module in (self.compressed_projector, self.router):
+            module.to(self.device, self.dtype).train(self.training)
+
+    def route_by(self, decision: Decision | None) -> None:
+        """Choose how tiles are routed from now on, and what a saved directory says of it; None: no tile is compressed.
+
+        Raises:
+            InputError: routing is asked of a network that has no router.
+        """
+        if decision is not None and self.router is None:
+            raise InputError("the network has no router: tiles can only be shown at their full resolution")
+        self.decision = decision
+        for key in FLASH_KEYS:
+            if hasattr(self.config, key):
+                delattr(self.config, key)
+        self.config.update({"flash_mode": False} if decision is None else decision.keys())
+
+    @property
+    def rows_per_tile(self) -> int:
+        """Visual tokens of a tile that is not compressed."""
+        return self.config.image_seq_length
+
+    def patches(self, tiles_NSSC: Tensor) -> Tensor:
+        """uint8 tiles [N, S, S, 3] to the tower's output without its class token [N, P, D]."""
         pixels = normalise(tiles_NSSC.to(self.device)).to(self.dtype)
-        patches_NPD = self.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]
-        n, patches, depth = patches_NPD.shape
-        side = round(patches**0.5)
-        unshuffled = pixel_unshuffle(patches_NPD.reshape(n, side, side, depth), self.config.downsample_ratio)
-        return self.multi_modal_projector(unshuffled.flatten(1, 2))
+        return self.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]
+
+    def compress_probabilities(self, patches_NPD: Tensor) -> Tensor:
+        """The router's P(compress) [N], in float32; tiles do not see each other."""
+        return self.router(patches_NPD).float().softmax(-1)[:, COMPRESS]
+
+    def project(self, patches_NPD: Tensor, compressed_N: Tensor | None = None) -> Tensor:
+        """Rows [R, D] in tile order; each tile goes through one projector: the second where ``compressed_N`` is True.
+
+        Raises:
+            InputError: a tile is to be compressed by a network that has no second projector.
+        """
+        ratio = self.config.downsample_ratio
+        if compressed_N is None or not bool(compressed_N.any()):
+            return self.multi_modal_projector(unshuffle_patches(patches_NPD, ratio)).flatten(0, 1)
+        if self.compressed_projector is None:
+            raise InputError("the network has no second projector: tiles can only be shown at their full resolution")
+        compressed_N = compressed_N.to(patches_NPD.device)
+        small = self.compressed_projector(unshuffle_patches(patches_NPD[compressed_N], ratio / 2)).flatten(0, 1)
+        if bool(compressed_N.all()):
+            return small
+        full = self.multi_modal_projector(unshuffle_patches(patches_NPD[~compressed_N], ratio)).flatten(0, 1)
+        rows_N = torch.where(compressed_N, self.rows_per_tile // COMPRESSION, self.rows_per_tile)
+        compressed_R = compressed_N.repeat_interleave(rows_N)
+        place_R = torch.empty(len(compressed_R), dtype=torch.long, device=full.device)
+        place_R[~compressed_R] = torch.arange(len(full), device=full.device)
+        place_R[compressed_R] = torch.arange(len(full), len(full) + len(small), device=full.device)
+        return torch.cat([full, small])[place_R]
+
+    def tile_features(self, tiles_NSSC: Tensor) -> Tensor:
+        """uint8 tiles [N, S, S, 3] to features at full resolution [N, rows per tile, D]."""
+        return self.project(self.patches(tiles_NSSC)).unflatten(0, (len(tiles_NSSC), -1))
+
+    def route(self, patches_NPD: Tensor, tiles_per_image: Sequence[int]) -> Tensor:
+        """What the network decides for the tiles of ONE request: bool [N], True to compress.
+
+        Raises:
+            InputError: the request cannot meet the budget of tokens.
+        """
+        if self.decision is None or not len(patches_NPD):
+            return torch.zeros(len(patches_NPD), dtype=torch.bool)
+        probabilities = self.compress_probabilities(patches_NPD).cpu().numpy()
+        return torch.from_numpy(decide(probabilities, tiles_per_image, self.decision, rows_per_tile=self.rows_per_tile))
+
+    @torch.inference_mode()
+    def prepare(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Samples with the placeholders that their tiles will fill: routed where the network routes, each by itself.
+
+        A sample that says already which of its tiles are compressed stays as it is.
+
+        Raises:
+            InputError: names the row whose tiles cannot meet the budget of tokens.
+        """
+        if self.decision is None:
+            return list(samples)
+        prepared, training = [], self.training
+        self.eval()
+        try:
+            for sample in samples:
+                prepared.append(sample if "compressed" in sample.media else self._routed(sample))
+        finally:
+            self.train(training)
+        return prepared
+
+    def _routed(self, sample: Sample) -> Sample:
+        tiles = torch.from_numpy(sample.media["tiles"]).split(TILES_AT_ONCE)
+        patches_NPD = torch.cat([self.patches(part) for part in tiles]) if sample.units else torch.empty(0)
+        shape = {"image_token_id": self.config.image_token_id, "rows_per_tile": self.rows_per_tile}
+        try:
+            compressed_N = self.route(patches_NPD, tiles_per_image(sample.input_ids, **shape))
+        except InputError as error:
+            raise InputError(f"row {sample.row_id}: {error}") from error
+        return compress_sample(sample, compressed_N.numpy(), **shape)
 
     def embed(self, ids_BT: Tensor, features_RD: Tensor | None) -> Tensor:
         """Token embeddings [B, T, D] with visual rows laid over the ``<IMG_CONTEXT>`` positions in order.
@@ -145,10 +256,15 @@ class FlashModel(nn.Module):
 
     def media_rows(self, media: dict[str, Tensor]) -> Tensor | None:
         """Visual rows [R, D] of the media of ``Sample.media``, in parts of bounded size; None of none."""
-        tiles_NSSC = media["tiles"]
+        tiles_NSSC, compressed_N = media["tiles"], media.get("compressed")
         if not len(tiles_NSSC):
             return None
-        return torch.cat([self.tile_features(part) for part in tiles_NSSC.split(TILES_AT_ONCE)]).flatten(0, 1)
+        rows = []
+        for start in range(0, len(tiles_NSSC), TILES_AT_ONCE):
+            part = slice(start, start + TILES_AT_ONCE)
+            chosen = None if compressed_N is None else compressed_N[part]
+            rows.append(self.project(self.patches(tiles_NSSC[part]), chosen))
+        return torch.cat(rows)
 
     def hidden(self, inputs: Inputs) -> HiddenStates:
         """Final hidden states at the kept positions of padded samples or of a pack.
@@ -156,14 +272,10 @@ class FlashModel(nn.Module):
         Raises:
             ValueError: visual rows and image tokens differ in number.
         """
-        tiles = inputs.media.get("tiles")
-        features_NRD = self.tile_features(tiles) if tiles is not None and len(tiles) else None
-        unseen = None
-        if features_NRD is not None and inputs.blank:
-            features_NRD, unseen = features_NRD[:-1], features_NRD[-1]
-        embeds = self.embed(inputs.ids, None if features_NRD is None else features_NRD.flatten(0, 1))
+        rows_RD, unseen = self._visual(inputs)
+        embeds = self.embed(inputs.ids, rows_RD)
         if unseen is not None:
-            embeds = embeds + 0 * unseen.sum().to(embeds.dtype)
+            embeds = embeds + 0 * unseen.to(embeds.dtype)
         output = self.language_model.base_model(
             inputs_embeds=embeds,
             attention_mask=inputs.mask,
@@ -173,6 +285,31 @@ class FlashModel(nn.Module):
             **self._routing(),
         )
         return HiddenStates(output.last_hidden_state.flatten(0, 1)[inputs.keep], self._auxiliary(output, inputs.mask))
+
+    def _visual(self, inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
+        """Rows [R, D] that tokens show, and a sum of what has to be computed but is shown by none."""
+        tiles, compressed_N = inputs.media.get("tiles"), inputs.media.get("compressed")
+        if tiles is None or not len(tiles):
+            return None, None
+        patches_NPD = self.patches(tiles)
+        shown_NPD = patches_NPD[:-1] if inputs.blank else patches_NPD
+        if inputs.blank and compressed_N is not None:
+            compressed_N = compressed_N[: len(shown_NPD)]
+        unseen = [self.project(patches_NPD[-1:]).sum()] if inputs.blank else []
+        if self._second_trains():
+            # Ranks wait for each other's gradients: a projector that no tile takes here still has to run.
+            chosen = torch.zeros(len(shown_NPD), dtype=torch.bool) if compressed_N is None else compressed_N
+            if bool(chosen.all()) and not inputs.blank:
+                unseen.append(self.project(patches_NPD[:1]).sum())
+            if not bool(chosen.any()):
+                unseen.append(self.project(patches_NPD[:1], torch.ones(1, dtype=torch.bool)).sum())
+        rows_RD = self.project(shown_NPD, compressed_N) if len(shown_NPD) else None
+        return rows_RD, sum(unseen) if unseen else None
+
+    def _second_trains(self) -> bool:
+        """Whether a stage trains the second projector now."""
+        second = self.compressed_projector
+        return second is not None and self.training and second.linear_1.weight.requires_grad
 
     def _routing(self) -> dict[str, bool]:
         """Ask a mixture of experts for its router logits while it trains with an auxiliary loss."""
@@ -191,12 +328,28 @@ class FlashModel(nn.Module):
         return self.language_model.get_output_embeddings()
 
     def parts(self) -> Parts:
-        """Tower, projector and language model."""
-        return Parts((self.vision_tower,), (self.multi_modal_projector,), (self.language_model,))
+        """Tower, projector and language model; second projector and router of a Flash model."""
+        return Parts(
+            (self.vision_tower,),
+            (self.multi_modal_projector,),
+            (self.language_model,),
+            () if self.compressed_projector is None else (self.compressed_projector,),
+            () if self.router is None else (self.router,),
+        )
 
-    def forward(self, ids_BT: Tensor, mask_BT: Tensor, tiles_NSSC: Tensor | None = None) -> Tensor:
-        """Logits [B, T, V] of padded samples; ``tiles_NSSC`` are all tiles of the batch, in order."""
-        media = {} if tiles_NSSC is None else {"tiles": tiles_NSSC}
+    def forward(
+        self,
+        ids_BT: Tensor,
+        mask_BT: Tensor,
+        tiles_NSSC: Tensor | None = None,
+        compressed_N: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V] of padded samples; ``tiles_NSSC`` are all tiles of the batch, in order.
+
+        ``compressed_N`` (bool, as ``prepare`` decides) says which have a quarter of the placeholders; None: none.
+        """
+        media = {"tiles": tiles_NSSC, "compressed": compressed_N}
+        media = {name: given for name, given in media.items() if given is not None}
         keep = torch.arange(ids_BT.numel(), device=ids_BT.device)
         inputs = Inputs(ids_BT, mask_BT, None, None, media, False, keep)
         return self.head(self.hidden(inputs).states).view(*ids_BT.shape, -1)
@@ -226,25 +379,28 @@ class FlashModel(nn.Module):
         if not cut:
             return results
         tiles_NSSC = torch.from_numpy(np.concatenate([tiles for *_, tiles in cut]))
-        rows_NRD = torch.cat([self.tile_features(part) for part in tiles_NSSC.split(TILES_AT_ONCE)])
+        patches_NPD = torch.cat([self.patches(part) for part in tiles_NSSC.split(TILES_AT_ONCE)])
         start = 0
-        for number, image, tiling, tiles in cut:
-            rows = rows_NRD[start : start + len(tiles)]
-            start += len(tiles)
-            results[number].append(
-                ImageFeatures(
-                    rows.flatten(0, 1),
-                    [rows.shape[1]] * len(tiles),
-                    choose_grid(image.width, image.height, tiling),
-                    self.weights_version,
-                    self._key(image, tiling),
-                )
-            )
+        for number, of_request in groupby(cut, key=itemgetter(0)):
+            shown = list(of_request)
+            counts = [len(tiles) for *_, tiles in shown]
+            own_NPD = patches_NPD[start : start + sum(counts)]
+            start += sum(counts)
+            decisions = self.route(own_NPD, counts).split(counts)
+            for (_, image, tiling, _), patches, compressed in zip(shown, own_NPD.split(counts), decisions, strict=True):
+                rows_N = torch.where(compressed, self.rows_per_tile // COMPRESSION, self.rows_per_tile).tolist()
+                grid = choose_grid(image.width, image.height, tiling)
+                rows, key = self.project(patches, compressed), self._key(image, tiling, compressed)
+                results[number].append(ImageFeatures(rows, rows_N, grid, self.weights_version, key))
         return results
 
-    def _key(self, image: Image.Image, tiling: Tiling) -> str:
-        head = f"{self.weights_version}|{tiling}|{image.size}|".encode()
+    def _key(self, image: Image.Image, tiling: Tiling, compressed_N: Tensor) -> str:
+        head = f"{self.weights_version}|{tiling}|{compressed_N.int().tolist()}|{image.size}|".encode()
         return sha256(head + image.tobytes()).hexdigest()
+
+
+def _side(size: int | Sequence[int]) -> int:
+    return size if isinstance(size, int) else size[0]
 
 
 def pack_borders(inputs: Inputs) -> dict[str, Tensor | int]:

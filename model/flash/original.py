@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from model.data.errors import InputError
+from model.flash.decisions import FLASH_KEYS
 from model.flash.images import Tiling
 
 TEMPLATES = {"chatml": "internvl2_5", "harmony": "internvl3_5_gpt_oss"}
 """The original layout's names of the chat templates."""
-FLASH_KEYS = ("flash_mode", "flash_relative_threshold", "flash_absolute_threshold")
 
 # Hugging Face and original names of the vision tower's keys.
 _VISION = {

@@ -14,6 +14,7 @@ from model.data.chat import Segment, Template, detect_template, end_of_turn, ren
 from model.data.errors import InputError
 from model.data.schema import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START, Row
 from model.families.interface import Sample, Size
+from model.flash.compression import compress_sample
 from model.flash.frames import decode_media, expand_videos, media_sizes
 from model.flash.images import Tiling, count_tiles, reencode_jpeg, tile_image
 from model.flash.original import original_tiling, rows_per_tile
@@ -147,6 +148,15 @@ class FlashProcessor:
             return self.conversation(row["messages"][:-1], media, generate=True, row_id=row["id"])
         except InputError as error:
             raise InputError(f"row {row['id']}: {error}") from error
+
+    def compress(self, sample: Sample, compressed: Sequence[bool]) -> Sample:
+        """The sample with a quarter of the placeholders for tiles that ``compressed`` (one per tile, in order) names.
+
+        Raises:
+            ValueError: it is compressed already, or does not have as many tiles.
+        """
+        shape = {"image_token_id": self.image_token_id, "rows_per_tile": self.rows_per_tile}
+        return compress_sample(sample, compressed, **shape)
 
     def prompt(self, messages: Sequence[dict[str, str]], features: Sequence[Sized]) -> Sample:
         """Messages whose images the vision half has seen, an open assistant turn at their end; without tiles.

@@ -16,31 +16,7 @@ from model.flash.conversion import convert
 from model.flash.network import normalise
 from model.flash.weights import SINGLE
 from tests.tiny import picture
-
-D, L = 64, 64  # widths of the tiny tower and language model
-
-# Shapes of a released Flash checkpoint's extra tensors for a tower of width D and a language model of width L.
-FLASH = {
-    "mlp2.0.weight": [16 * D],
-    "mlp2.0.bias": [16 * D],
-    "mlp2.1.weight": [2 * L, 16 * D],
-    "mlp2.1.bias": [2 * L],
-    "mlp2.4.weight": [2 * L, 2 * L],
-    "mlp2.4.bias": [2 * L],
-    "mlp2.7.weight": [L, 2 * L],
-    "mlp2.7.bias": [L],
-    "pooling_before_gating.query_token": [1, D],
-    **{f"pooling_before_gating.attn{i}.in_proj_weight": [3 * D, D] for i in range(1, 5)},
-    **{f"pooling_before_gating.attn{i}.in_proj_bias": [3 * D] for i in range(1, 5)},
-    **{f"pooling_before_gating.attn{i}.out_proj.weight": [D, D] for i in range(1, 5)},
-    **{f"pooling_before_gating.attn{i}.out_proj.bias": [D] for i in range(1, 5)},
-    **{f"pooling_before_gating.norm{i}.{kind}": [D] for i in range(1, 5) for kind in ("weight", "bias")},
-    **{f"gating.block{i}.0.weight": [4 * D, D] for i in range(1, 5)},
-    **{f"gating.block{i}.3.weight": [D, 4 * D] for i in range(1, 5)},
-    **{f"gating.block{i}.5.weight": [D] for i in range(1, 5)},
-    "gating.gate.0.weight": [D],
-    "gating.gate.1.weight": [2, D],
-}
+from tests.tiny_flash import FLASH
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +33,7 @@ def flash(original, tmp_path_factory):
     target = tmp_path_factory.mktemp("flash") / "tiny"
     shutil.copytree(original, target)
     generator = torch.Generator().manual_seed(0)
-    extra = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in FLASH.items()}
+    extra = {name: torch.randn(shape, generator=generator) for name, shape in FLASH.items()}
     save_file(load_file(target / SINGLE) | extra, target / SINGLE, metadata={"format": "pt"})
     config = json.loads((target / "config.json").read_text())
     config |= {"flash_mode": True, "flash_relative_threshold": 0.25, "flash_absolute_threshold": 0.5}

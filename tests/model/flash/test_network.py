@@ -10,7 +10,8 @@ from model.data.errors import InputError
 from model.families.generation import Request, generate
 from model.flash.build import build_model
 from model.flash.checkpoint import load_model, load_processor, save_model, weights_version
-from model.flash.network import normalise, pixel_unshuffle
+from model.flash.network import normalise
+from model.flash.projectors import pixel_unshuffle
 from tests.tiny import picture, random_model, tiny_config
 
 GRIDS = {"1 tile": [(1, 1)], "5 tiles": [(2, 2)], "13 tiles": [(4, 3)], "two images": [(2, 1), (1, 1)], "text only": []}
