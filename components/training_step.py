@@ -11,6 +11,7 @@ from model.families.interface import Network, Processor
 from model.families.opening import save_network
 from model.training.config import TrainingConfig
 from model.training.loop import supervised_stage, train
+from model.training.stage import Stage
 
 
 def finish(
@@ -51,6 +52,21 @@ def finish(
     return result
 
 
+def run_stage(
+    network: Network,
+    processor: Processor,
+    rows: Sequence[Row],
+    stage: Stage,
+    config: TrainingConfig,
+    context: StepContext,
+) -> StepResult:
+    """Train one stage in ``state_dir/<its name>``; the last logged loss becomes the stage's loss."""
+    state_dir = context.state_dir / stage.name
+    state = train(network, processor, rows, stage, config, state_dir, context.progress, context.metrics)
+    numbers = {"loss": state.history[-1]["loss"], "tokens": state.tokens, "steps": state.step, "rows": len(rows)}
+    return StepResult(numbers=numbers, history=state.history)
+
+
 def run_supervised(
     network: Network,
     processor: Processor,
@@ -59,9 +75,5 @@ def run_supervised(
     config: TrainingConfig,
     context: StepContext,
 ) -> StepResult:
-    """Train one supervised stage in ``state_dir/<name>``; the last logged loss becomes the stage's loss."""
-    stage = supervised_stage(name, config)
-    state_dir = context.state_dir / name
-    state = train(network, processor, rows, stage, config, state_dir, context.progress, context.metrics)
-    numbers = {"loss": state.history[-1]["loss"], "tokens": state.tokens, "steps": state.step, "rows": len(rows)}
-    return StepResult(numbers=numbers, history=state.history)
+    """Train one supervised stage in ``state_dir/<name>``."""
+    return run_stage(network, processor, rows, supervised_stage(name, config), config, context)

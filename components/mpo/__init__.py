@@ -1,1 +1,1 @@
-"""Train on preference pairs, offline. Described by profiles, not built yet."""
+"""Train on preference pairs, offline."""
