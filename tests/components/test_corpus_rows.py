@@ -121,6 +121,36 @@ def test_demonstrations_come_in_two_styles_of_one_question_and_held_out_rows_are
 
 
 @pytest.mark.parametrize("family", ["arithmetic", "text_arithmetic"])
+def test_answers_that_think_first_or_stand_in_a_box_are_right_and_never_held_out(family):
+    settings = {"rows": 60, "direct_share": 0.5, "thought_share": 0.5, "boxed_share": 0.5}
+    train, heldout = (
+        list(rows) for rows in embedded_rows(EmbeddedConfig.model_validate({"heldout": 20, family: settings}))
+    )
+    said = {row["id"]: row["messages"][-1]["content"] for row in train}
+    thought = [row for row in train if said[row["id"]].startswith("<think>")]
+    boxed = [row for row in train if said[row["id"]].startswith("\\boxed")]
+    direct = [row for row in train if said[row["id"]] == row["answers"][0]]
+    assert min(map(len, (thought, boxed, direct, train))) > len(train) / 8
+    assert len(thought) + len(boxed) + len(direct) < len(train), "none is written out plainly"
+    for row in thought:
+        working, end, final = said[row["id"]].removeprefix("<think>").partition("</think>")
+        assert working.split(json.loads(row["scorer"]["parameters"])["after"])[-1].strip() == row["answers"][0]
+        assert (end, final) == ("</think>", f"\\boxed{{{row['answers'][0]}}}")
+    assert all(score(row, said[row["id"]]) == 1.0 for row in train)
+    assert all(row["messages"][-1]["content"] == row["answers"][0] for row in heldout)
+
+
+@pytest.mark.parametrize("family", ["arithmetic", "text_arithmetic"])
+def test_a_wrong_demonstration_that_thinks_first_is_wrong_in_its_box(family):
+    settings = {"rows": 20, "direct_share": 0.0, "thought_share": 1.0, "noisy_share": 1.0}
+    train, _ = embedded_rows(EmbeddedConfig.model_validate({"heldout": 1, family: settings}))
+    for row in train:
+        assert row["source"].endswith(NOISY)
+        assert score(row, row["messages"][-1]["content"]) == 0.0
+        assert row["messages"][-1]["content"].endswith("}")
+
+
+@pytest.mark.parametrize("family", ["arithmetic", "text_arithmetic"])
 @pytest.mark.parametrize("direct_share", [0.0, 1.0])
 def test_noisy_demonstrations_are_wrong_marked_and_only_in_training(family, direct_share):
     settings = {"rows": 30, "noisy_share": 0.5, "direct_share": direct_share}
