@@ -152,12 +152,7 @@ def save_qwen(network: QwenNetwork, processor: QwenProcessor, directory: Path, *
         nested: both halves under ``model.``, as Qwen3-VL is published.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, tensor in sorted(network.state_dict().items()):
-        if name == _TIED and network.config.tie_word_embeddings:
-            continue
-        published = name if nested else name.replace(_VISION, "visual.").replace(_LANGUAGE, "model.")
-        tensors[published] = _published(name, tensor.detach().cpu()).contiguous()
+    tensors = {name: tensor.cpu() for name, tensor in published_tensors(network, nested=nested).items()}
     split = split_torch_state_dict_into_shards(tensors)
     for shard, names in split.filename_to_tensors.items():
         save_file({name: tensors[name] for name in names}, directory / shard, metadata={"format": "pt"})
@@ -166,6 +161,17 @@ def save_qwen(network: QwenNetwork, processor: QwenProcessor, directory: Path, *
         _write_json(directory / INDEX, index)
     _write_configuration(network, processor, directory)
     save_qwen_processor(processor, directory)
+
+
+def published_tensors(network: QwenNetwork, *, nested: bool) -> dict[str, Tensor]:
+    """The weights under the names and in the shapes that the generation is published in, on their device."""
+    tensors = {}
+    for name, tensor in sorted(network.state_dict().items()):
+        if name == _TIED and network.config.tie_word_embeddings:
+            continue
+        published = name if nested else name.replace(_VISION, "visual.").replace(_LANGUAGE, "model.")
+        tensors[published] = _published(name, tensor.detach()).contiguous()
+    return tensors
 
 
 def _published(name: str, tensor: Tensor) -> Tensor:

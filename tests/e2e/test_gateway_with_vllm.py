@@ -3,8 +3,6 @@
 Runs where FOVEA_VLLM_PYTHON names the interpreter of an environment made from requirements/vllm.txt.
 """
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +13,9 @@ import torch
 from model.families.generation import Request, generate
 from model.flash.checkpoint import load_model, load_processor
 from serving import launch
-from tests.serving.fakes import unused_port, wait_for
+from tests.e2e.vllm_process import VLLM_PYTHON, serving_vllm
 from tests.serving.requests import ask, png
 
-VLLM_PYTHON = os.environ.get("FOVEA_VLLM_PYTHON", "")
 TOKENS = 12
 
 pytestmark = [
@@ -37,34 +34,9 @@ CASES = {
 @pytest.fixture(scope="module")
 def vllm(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Base URL of a vLLM server without a vision tower."""
-    port, log = unused_port(), tmp_path_factory.mktemp("vllm") / "log"
-    settings = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--enable-mm-embeds"]
-    options += ["--limit-mm-per-prompt", '{"image": 0, "video": 0}', "--host", "127.0.0.1", "--port", str(port)]
-    command = [VLLM_PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny_directory), *options]
-    with log.open("wb") as stream:
-        server = subprocess.Popen(
-            command, env=os.environ | settings, cwd=log.parent, stdout=stream, stderr=stream, start_new_session=True
-        )
-    try:
-        wait_for(lambda: _healthy(port) or server.poll() is not None, seconds=600)
-        assert server.poll() is None, log.read_text()[-4000:]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def _healthy(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200
-    except httpx.HTTPError:
-        return False
+    options = ["--enable-mm-embeds", "--limit-mm-per-prompt", '{"image": 0, "video": 0}']
+    with serving_vllm(tiny_directory, tmp_path_factory.mktemp("vllm") / "log", options) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
