@@ -21,6 +21,8 @@ class VisionServerConfig(Section):
     device: str = "cpu"
     threads: int | None = Field(None, ge=1)
     """Threads of torch; its own choice when None."""
+    full_resolution: bool = False
+    """Show every tile in full, whatever a Flash model's directory says of routing."""
     max_images: int = Field(16, ge=1)
     """Images of one request."""
     max_image_bytes: int = Field(20_000_000, ge=1)

@@ -9,7 +9,9 @@ import struct
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from model.data.errors import InputError
 from model.flash.checkpoint import load_model
+from model.flash.decisions import Decision
 from model.flash.images import Tiling, read_image, tile_image
 from model.flash.network import FlashModel
 from serving.config import VisionServerConfig
@@ -35,7 +38,13 @@ _BATCH = Histogram(
     "fovea_vision_batch_tiles", "Tiles that went through the tower together", buckets=(1, 2, 4, 8, 16, 32, 64)
 )
 _IMAGES = Counter("fovea_vision_images_total", "Images asked for", ["source"])
+_TILES = Counter("fovea_vision_tiles_total", "Tiles that went through the tower", ["resolution"])
 _CACHE = Gauge("fovea_vision_cache_bytes", "Bytes of cached features")
+_Tiles = list[np.ndarray]
+"""Tiles [N, S, S, 3] of images that are routed together."""
+_Shown = list[tuple[Tensor, list[int]]]
+"""Features [rows, hidden] of each, and the rows of each of its tiles."""
+_Result = TypeVar("_Result")
 
 
 class VisionPredictor(Model):
@@ -53,7 +62,7 @@ class VisionPredictor(Model):
         self._decoders = ThreadPoolExecutor(_DECODERS, "decode")
         self._pending_images = 0
         self._network: FlashModel | None = None
-        self._batcher: MicroBatcher[np.ndarray, Tensor] = MicroBatcher(
+        self._batcher: MicroBatcher[_Tiles, _Shown | InputError] = MicroBatcher(
             self._encode,
             max_cost=config.max_batch_tiles,
             max_wait_s=config.batch_wait_ms / 1000,
@@ -68,7 +77,10 @@ class VisionPredictor(Model):
             InputError: the model directory is missing or incomplete.
         """
         dtype = getattr(torch, self._config.dtype)
-        self._network = load_model(self._directory, "vision", dtype=dtype, device=self._config.device)
+        full = self._config.full_resolution
+        self._network = load_model(
+            self._directory, "vision", dtype=dtype, device=self._config.device, full_resolution=full
+        )
         self.ready = True
         return self.ready
 
@@ -81,7 +93,8 @@ class VisionPredictor(Model):
         """Features of the request's images, see ``serving.wire``.
 
         The images of one request share the tile budget, as they do in training; requests do not influence each
-        other. Fails with INVALID_ARGUMENT for a bad image and RESOURCE_EXHAUSTED when the queue is full.
+        other. Fails with INVALID_ARGUMENT for a bad image or a budget of tokens that cannot be met, and
+        RESOURCE_EXHAUSTED when the queue is full.
         """
         assert self._network is not None
         images = self._read_request(payload)
@@ -90,8 +103,12 @@ class VisionPredictor(Model):
             raise ResourceExhausted("the vision predictor is busy: too many images wait")
         self._pending_images += len(images)
         try:
-            work = [self._one(index, image, tiling) for index, image in enumerate(images)]
-            encoded = await _all_or_first_error(work)
+            decision = self._network.decision
+            if decision is not None and decision.spans_request:
+                encoded = await self._together(images, tiling, decision)
+            else:
+                work = [self._one(index, image, tiling, decision) for index, image in enumerate(images)]
+                encoded = await _all_or_first_error(work)
         except InputError as error:
             raise InvalidArgument(str(error)) from None
         except QueueFull:
@@ -114,21 +131,47 @@ class VisionPredictor(Model):
             raise InvalidArgument(f"{len(images)} images in a request; allowed are 1 to {self._config.max_images}")
         return images
 
-    async def _one(self, index: int, image: bytes, tiling: Tiling) -> EncodedImage:
-        key = content_key(self._network.weights_version, image, asdict(tiling))
+    async def _one(self, index: int, image: bytes, tiling: Tiling, decision: Decision | None) -> EncodedImage:
+        """An image that is routed by itself, so that its features serve every request."""
+        key = content_key(self._network.weights_version, image, _settings(tiling, decision))
         if found := self._cache.get(key):
             _IMAGES.labels("cache").inc()
             return found
-        loop = asyncio.get_running_loop()
+        tiles = await self._tiles(index, image, tiling)
+        return (await self._shown([tiles], [key]))[0]
+
+    async def _together(self, images: list[bytes], tiling: Tiling, decision: Decision) -> list[EncodedImage]:
+        """Images that share a budget of tokens: features of each depend on all."""
+        request = sha256(b"".join(sha256(image).digest() for image in images)).hexdigest()
+        settings = _settings(tiling, decision) | {"request": request}
+        version = self._network.weights_version
+        keys = [content_key(version, image, settings | {"place": place}) for place, image in enumerate(images)]
+        if all(found := [self._cache.get(key) for key in keys]):
+            _IMAGES.labels("cache").inc(len(images))
+            return found
+        work = [self._tiles(index, image, tiling) for index, image in enumerate(images)]
+        return await self._shown(await _all_or_first_error(work), keys)
+
+    async def _tiles(self, index: int, image: bytes, tiling: Tiling) -> np.ndarray:
         try:
-            tiles = await loop.run_in_executor(self._decoders, self._decode, image, tiling)
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, image, tiling)
         except InputError as error:
             raise InputError(f"image {index + 1}: {error}") from error
-        features = await asyncio.wrap_future(self._batcher.submit(tiles, cost=len(tiles)))
-        packed = await loop.run_in_executor(self._decoders, pack_features, features.flatten(0, 1))
-        encoded = EncodedImage(packed, (features.shape[1],) * len(features), key)
-        self._cache.put(encoded)
-        _IMAGES.labels("tower").inc()
+
+    async def _shown(self, images: _Tiles, keys: list[str]) -> list[EncodedImage]:
+        """Through the tower, packed, and kept."""
+        shown = await asyncio.wrap_future(self._batcher.submit(images, cost=sum(len(tiles) for tiles in images)))
+        if isinstance(shown, InputError):
+            raise shown
+        loop = asyncio.get_running_loop()
+        encoded = []
+        for (features, rows_per_tile), key in zip(shown, keys, strict=True):
+            packed = await loop.run_in_executor(self._decoders, pack_features, features)
+            encoded.append(EncodedImage(packed, tuple(rows_per_tile), key))
+            self._cache.put(encoded[-1])
+            _TILES.labels("full").inc(rows_per_tile.count(self._network.rows_per_tile))
+            _TILES.labels("compressed").inc(len(rows_per_tile) - rows_per_tile.count(self._network.rows_per_tile))
+        _IMAGES.labels("tower").inc(len(images))
         _CACHE.set(self._cache.size_bytes)
         return encoded
 
@@ -137,16 +180,27 @@ class VisionPredictor(Model):
         return tile_image(opened, tiling)
 
     @torch.inference_mode()
-    def _encode(self, images: list[np.ndarray]) -> list[Tensor]:
-        """Tiles [N, S, S, 3] of each image to features [N, rows per tile, hidden]; runs on the batcher's thread."""
-        counts = [len(tiles) for tiles in images]
-        _BATCH.observe(sum(counts))
+    def _encode(self, requests: list[_Tiles]) -> list[_Shown | InputError]:
+        """What each request shows, or why it cannot; runs on the batcher's thread."""
+        counts = [[len(tiles) for tiles in images] for images in requests]
+        _BATCH.observe(sum(map(sum, counts)))
         _QUEUED.set(self._batcher.waiting_cost)
-        features = self._network.tile_features(torch.from_numpy(np.concatenate(images)))
-        return list(features.split(counts))
+        together = np.concatenate([tiles for images in requests for tiles in images])
+        patches = self._network.patches(torch.from_numpy(together)).split([sum(own) for own in counts])
+        results: list[_Shown | InputError] = []
+        for own_patches, own in zip(patches, counts, strict=True):
+            try:
+                results.append(self._network.show(own_patches, own))
+            except InputError as error:
+                results.append(error)  # the others of the batch are answered
+        return results
 
 
-async def _all_or_first_error(work: list[Awaitable[EncodedImage]]) -> list[EncodedImage]:
+def _settings(tiling: Tiling, decision: Decision | None) -> dict[str, object]:
+    return asdict(tiling) | {"decision": None if decision is None else asdict(decision)}
+
+
+async def _all_or_first_error(work: list[Awaitable[_Result]]) -> list[_Result]:
     """All results, in order. The first error cancels the rest, as does a client that went away."""
     tasks = [asyncio.ensure_future(item) for item in work]
     try:

@@ -8,6 +8,7 @@ packed features of each image (``serving.features``), which the gateway forwards
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
@@ -31,13 +32,13 @@ class EncodedImage:
     key: str
 
 
-def content_key(weights_version: str, image: bytes, tiling: dict[str, int | float | bool]) -> str:
-    """Hash of everything that features depend on: the weights, the encoded image, the tiling's settings.
+def content_key(weights_version: str, image: bytes, settings: Mapping[str, object]) -> str:
+    """Hash of everything that features depend on: the weights, the encoded image, how it is cut and routed.
 
     New weights therefore never meet old features, neither in our cache nor in the language server's.
     """
     digest = hashlib.sha256()
-    for part in (weights_version.encode(), json.dumps(tiling, sort_keys=True).encode(), image):
+    for part in (weights_version.encode(), json.dumps(settings, sort_keys=True).encode(), image):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.hexdigest()

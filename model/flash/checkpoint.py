@@ -89,11 +89,14 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     attention: str = "sdpa",
+    full_resolution: bool = False,
 ) -> FlashModel:
     """Load a model directory, or one half of it, in evaluation mode.
 
+    It routes tiles as its config.json says; with ``full_resolution`` it shows all of them in full, and needs no router.
+
     Raises:
-        InputError: the directory is missing, incomplete, or not an InternVL.
+        InputError: the directory is missing, incomplete, or not an InternVL; or it is to route and has no router.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -108,7 +111,7 @@ def load_model(
     if model.language_model is not None:
         model.language_model.tie_weights()  # transformers leaves this out where it draws no weights
     fill(model, stored)
-    if part != "language":
+    if part != "language" and not full_resolution:
         model.decision = _stated_decision(config, directory, flash=flash)
     return model.eval()
 
@@ -125,9 +128,10 @@ def _stated_decision(config: InternVLConfig, directory: Path, *, flash: bool) ->
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     if decision is not None and not flash:
+        holds = "mlp2, pooling_before_gating, gating" if config_is_original(path) else FLASH_SHARD
         raise InputError(
-            f"{path}: flash_mode asks for routing, but the directory holds no router ({FLASH_SHARD}, or mlp2, "
-            "pooling_before_gating and gating in the original layout); set flash_mode to false for full resolution"
+            f"{path}: flash_mode asks for routing, but the directory has no router ({holds}); "
+            "set flash_mode to false to show every tile at its full resolution"
         )
     return decision
 
@@ -143,14 +147,18 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def config_is_original(path: Path) -> bool:
+    """Whether this config.json is of the original layout."""
+    return read_json(path).get("model_type") == "internvl_chat"
+
+
 def open_weights(directory: Path, prefixes: tuple[str, ...] = _PARTS["all"]) -> StoredWeights:
     """The tensors of a model directory of either layout.
 
     Raises:
         InputError: a shard is missing or broken, or a tensor is of no InternVL.
     """
-    original = read_json(directory / "config.json").get("model_type") == "internvl_chat"
-    return StoredWeights(directory, prefixes, original=original)
+    return StoredWeights(directory, prefixes, original=config_is_original(directory / "config.json"))
 
 
 @torch.no_grad()

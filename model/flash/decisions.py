@@ -62,6 +62,11 @@ class Decision:
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
             raise InputError(f"flash_token_budget: {budget!r} is not a positive number of tokens")
 
+    @property
+    def spans_request(self) -> bool:
+        """Whether the images of a request are decided together, so that one's features depend on the others."""
+        return self.rule == "budget"
+
     def keys(self) -> dict[str, Any]:
         """What config.json says of it."""
         values = (True, self.relative_threshold, self.absolute_threshold, self.rule, self.token_budget)

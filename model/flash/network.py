@@ -7,13 +7,8 @@ Shape suffixes: B batch, T tokens, D hidden, N tiles, P patches.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from hashlib import sha256
-from itertools import groupby
-from operator import itemgetter
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -22,16 +17,13 @@ from transformers.utils import ModelOutput
 
 from model.data.errors import InputError
 from model.families.interface import HiddenStates, Inputs, Parts, Sample
-from model.flash.compression import compress_sample, tiles_per_image
 from model.flash.decisions import COMPRESSION, FLASH_KEYS, Decision, decide
-from model.flash.images import Tiling, choose_grid, read_image, tile_image
+from model.flash.encoding import TILES_AT_ONCE, ImageFeatures, encode_requests, route_samples
+from model.flash.images import Tiling
 from model.flash.processor import IMAGENET_MEAN, IMAGENET_STD
 from model.flash.projectors import CompressedProjector, Projector, start_pooled, unshuffle_patches
 from model.flash.router import COMPRESS, Router
 from model.objectives.load_balancing import load_balancing
-
-TILES_AT_ONCE = 64
-"""Tiles that ``encode_batch`` sends through the tower together: 64 rows of large images have 832 of them."""
 
 
 def normalise(tiles_NSSC: Tensor) -> Tensor:
@@ -39,25 +31,6 @@ def normalise(tiles_NSSC: Tensor) -> Tensor:
     mean = torch.tensor(IMAGENET_MEAN, device=tiles_NSSC.device)
     std = torch.tensor(IMAGENET_STD, device=tiles_NSSC.device)
     return ((tiles_NSSC.float() / 255 - mean) / std).permute(0, 3, 1, 2)
-
-
-@dataclass
-class ImageFeatures:
-    """What the language half needs of one image.
-
-    Attributes:
-        features: [rows, D] in the model's dtype.
-        rows_per_tile: rows of each tile, thumbnail last; their sum is ``rows``.
-        grid: (columns, rows) of the tile grid, the thumbnail not counted.
-        weights_version: of the vision half that made them.
-        key: content address (weights, tiling and image bytes); equal keys mean equal features.
-    """
-
-    features: Tensor
-    rows_per_tile: list[int]
-    grid: tuple[int, int]
-    weights_version: str
-    key: str
 
 
 class FlashModel(nn.Module):
@@ -202,8 +175,21 @@ class FlashModel(nn.Module):
         """
         if self.decision is None or not len(patches_NPD):
             return torch.zeros(len(patches_NPD), dtype=torch.bool)
-        probabilities = self.compress_probabilities(patches_NPD).cpu().numpy()
-        return torch.from_numpy(decide(probabilities, tiles_per_image, self.decision, rows_per_tile=self.rows_per_tile))
+        probabilities_N = self.compress_probabilities(patches_NPD).cpu().numpy()
+        return torch.from_numpy(
+            decide(probabilities_N, tiles_per_image, self.decision, rows_per_tile=self.rows_per_tile)
+        )
+
+    def show(self, patches_NPD: Tensor, tiles_per_image: Sequence[int]) -> list[tuple[Tensor, list[int]]]:
+        """Rows [R, D] of each image of ONE request as the network routes them, and the rows of each of its tiles.
+
+        Raises:
+            InputError: the request cannot meet the budget of tokens.
+        """
+        compressed_N = self.route(patches_NPD, tiles_per_image)
+        rows_N = torch.where(compressed_N, self.rows_per_tile // COMPRESSION, self.rows_per_tile).split(tiles_per_image)
+        rows = self.project(patches_NPD, compressed_N).split([int(tiles.sum()) for tiles in rows_N])
+        return [(features, tiles.tolist()) for features, tiles in zip(rows, rows_N, strict=True)]
 
     @torch.inference_mode()
     def prepare(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -214,26 +200,7 @@ class FlashModel(nn.Module):
         Raises:
             InputError: names the row whose tiles cannot meet the budget of tokens.
         """
-        if self.decision is None:
-            return list(samples)
-        prepared, training = [], self.training
-        self.eval()
-        try:
-            for sample in samples:
-                prepared.append(sample if "compressed" in sample.media else self._routed(sample))
-        finally:
-            self.train(training)
-        return prepared
-
-    def _routed(self, sample: Sample) -> Sample:
-        tiles = torch.from_numpy(sample.media["tiles"]).split(TILES_AT_ONCE)
-        patches_NPD = torch.cat([self.patches(part) for part in tiles]) if sample.units else torch.empty(0)
-        shape = {"image_token_id": self.config.image_token_id, "rows_per_tile": self.rows_per_tile}
-        try:
-            compressed_N = self.route(patches_NPD, tiles_per_image(sample.input_ids, **shape))
-        except InputError as error:
-            raise InputError(f"row {sample.row_id}: {error}") from error
-        return compress_sample(sample, compressed_N.numpy(), **shape)
+        return list(samples) if self.decision is None else route_samples(self, samples)
 
     def embed(self, ids_BT: Tensor, features_RD: Tensor | None) -> Tensor:
         """Token embeddings [B, T, D] with visual rows laid over the ``<IMG_CONTEXT>`` positions in order.
@@ -367,36 +334,9 @@ class FlashModel(nn.Module):
         """Visual features of the images of several requests, in one pass; images share tiles within a request only.
 
         Raises:
-            InputError: an image cannot be read.
+            InputError: an image cannot be read, or a request cannot meet the budget of tokens.
         """
-        cut = []
-        for number, images in enumerate(requests):
-            tiling = self.tiling.shared_by(len(images))
-            for given in images:
-                image = read_image(given) if isinstance(given, bytes) else given
-                cut.append((number, image, tiling, tile_image(image, tiling)))
-        results: list[list[ImageFeatures]] = [[] for _ in requests]
-        if not cut:
-            return results
-        tiles_NSSC = torch.from_numpy(np.concatenate([tiles for *_, tiles in cut]))
-        patches_NPD = torch.cat([self.patches(part) for part in tiles_NSSC.split(TILES_AT_ONCE)])
-        start = 0
-        for number, of_request in groupby(cut, key=itemgetter(0)):
-            shown = list(of_request)
-            counts = [len(tiles) for *_, tiles in shown]
-            own_NPD = patches_NPD[start : start + sum(counts)]
-            start += sum(counts)
-            decisions = self.route(own_NPD, counts).split(counts)
-            for (_, image, tiling, _), patches, compressed in zip(shown, own_NPD.split(counts), decisions, strict=True):
-                rows_N = torch.where(compressed, self.rows_per_tile // COMPRESSION, self.rows_per_tile).tolist()
-                grid = choose_grid(image.width, image.height, tiling)
-                rows, key = self.project(patches, compressed), self._key(image, tiling, compressed)
-                results[number].append(ImageFeatures(rows, rows_N, grid, self.weights_version, key))
-        return results
-
-    def _key(self, image: Image.Image, tiling: Tiling, compressed_N: Tensor) -> str:
-        head = f"{self.weights_version}|{tiling}|{compressed_N.int().tolist()}|{image.size}|".encode()
-        return sha256(head + image.tobytes()).hexdigest()
+        return encode_requests(self, requests)
 
 
 def _side(size: int | Sequence[int]) -> int:

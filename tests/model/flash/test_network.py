@@ -307,7 +307,7 @@ def test_a_batch_never_sends_more_tiles_through_the_tower_than_its_bound(tiny_mo
     hook = model.vision_tower.register_forward_pre_hook(
         lambda _, __, given: sizes.append(len(given["pixel_values"])), with_kwargs=True
     )
-    monkeypatch.setattr("model.flash.network.TILES_AT_ONCE", 3)
+    monkeypatch.setattr("model.flash.encoding.TILES_AT_ONCE", 3)
     try:
         parts = model.encode_batch(requests)
     finally:

@@ -1,0 +1,117 @@
+"""Requests and samples through the vision half: what every image becomes, and where tiles are routed.
+
+Shape suffixes: N tiles, P patches, D hidden, R visual rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from model.data.errors import InputError
+from model.families.interface import Sample
+from model.flash.compression import compress_sample, tiles_per_image
+from model.flash.decisions import decide
+from model.flash.images import Tiling, choose_grid, read_image, tile_image
+
+if TYPE_CHECKING:
+    from model.flash.network import FlashModel
+
+TILES_AT_ONCE = 64
+"""Tiles that go through the tower together: 64 rows of large images have 832 of them."""
+
+
+@dataclass
+class ImageFeatures:
+    """What the language half needs of one image.
+
+    Attributes:
+        features: [rows, D] in the model's dtype.
+        rows_per_tile: rows of each tile, thumbnail last; their sum is ``rows``.
+        grid: (columns, rows) of the tile grid, the thumbnail not counted.
+        weights_version: of the vision half that made them.
+        key: content address (weights, tiling and image bytes); equal keys mean equal features.
+    """
+
+    features: Tensor
+    rows_per_tile: list[int]
+    grid: tuple[int, int]
+    weights_version: str
+    key: str
+
+
+def encode_requests(
+    network: "FlashModel", requests: Sequence[Sequence[Image.Image | bytes]]
+) -> list[list[ImageFeatures]]:
+    """``FlashModel.encode_batch``.
+
+    Raises:
+        InputError: an image cannot be read, or a request cannot meet the budget of tokens.
+    """
+    cut = []
+    for number, images in enumerate(requests):
+        tiling = network.tiling.shared_by(len(images))
+        for given in images:
+            image = read_image(given) if isinstance(given, bytes) else given
+            cut.append((number, image, tiling, tile_image(image, tiling)))
+    results: list[list[ImageFeatures]] = [[] for _ in requests]
+    if not cut:
+        return results
+    tiles_NSSC = torch.from_numpy(np.concatenate([tiles for *_, tiles in cut]))
+    patches_NPD = torch.cat([network.patches(part) for part in tiles_NSSC.split(TILES_AT_ONCE)])
+    start, version = 0, network.weights_version
+    for number, of_request in groupby(cut, key=itemgetter(0)):
+        images = list(of_request)
+        counts = [len(tiles) for *_, tiles in images]
+        seen = network.show(patches_NPD[start : start + sum(counts)], counts)
+        start += sum(counts)
+        for (_, image, tiling, _), (rows, rows_N) in zip(images, seen, strict=True):
+            grid, key = choose_grid(image.width, image.height, tiling), _key(version, image, tiling, rows_N)
+            results[number].append(ImageFeatures(rows, rows_N, grid, version, key))
+    return results
+
+
+def _key(weights_version: str, image: Image.Image, tiling: Tiling, rows_N: list[int]) -> str:
+    head = f"{weights_version}|{tiling}|{rows_N}|{image.size}|".encode()
+    return sha256(head + image.tobytes()).hexdigest()
+
+
+def route_samples(network: "FlashModel", samples: Sequence[Sample]) -> list[Sample]:
+    """Samples that do not say yet which of their tiles are compressed, compressed as the network decides.
+
+    Raises:
+        InputError: names the row whose tiles cannot meet the budget of tokens.
+    """
+    undecided = [sample for sample in samples if "compressed" not in sample.media]
+    tiles = [torch.from_numpy(sample.media["tiles"]) for sample in undecided]
+    training = network.training
+    network.eval()
+    try:
+        found = [
+            network.compress_probabilities(network.patches(part)).cpu()
+            for part in (torch.cat(tiles).split(TILES_AT_ONCE) if tiles else ())
+            if len(part)
+        ]
+    finally:
+        network.train(training)
+    probabilities = iter(
+        torch.cat(found).split([len(own) for own in tiles]) if found else [torch.empty(0)] * len(tiles)
+    )
+    return [s if "compressed" in s.media else _routed(network, s, next(probabilities)) for s in samples]
+
+
+def _routed(network: "FlashModel", sample: Sample, probabilities_N: Tensor) -> Sample:
+    image_token, rows = network.config.image_token_id, network.rows_per_tile
+    counts = tiles_per_image(sample.input_ids, image_token_id=image_token, rows_per_tile=rows)
+    try:
+        compressed = decide(probabilities_N.numpy(), counts, network.decision, rows_per_tile=rows)
+    except InputError as error:
+        raise InputError(f"row {sample.row_id}: {error}") from error
+    return compress_sample(sample, compressed, image_token_id=image_token, rows_per_tile=rows)
