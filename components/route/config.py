@@ -1,6 +1,6 @@
 """Configuration of ``route``. Imports no torch."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model.config import Section
 from model.objectives.config import RouterObjective
@@ -11,11 +11,21 @@ class RouteConfig(Section):
     """Visual consistency learning, second half: the router alone trains, everything else is frozen."""
 
     training: TrainingConfig
-    """Of the router."""
+    """Of the router. A labelled tile counts once, so ``loss_averaging`` has no part in it."""
     objective: RouterObjective
     """How a tile gets its label."""
     compress_above: float = Field(0.5, ge=0, le=1)
     """A tile is compressed when the router's P(compress) is at least this: absolute and per tile, so that no batch
     neighbour changes an answer."""
+    compared_rows: int = Field(32, ge=0)
+    """Rows on which both ways to measure a tile are compared at the end."""
     heldout_rows: int = Field(64, ge=1)
     """Rows per family that are scored at the end."""
+
+    @model_validator(mode="after")
+    def _router_alone(self) -> "RouteConfig":
+        if self.training.lora is not None:
+            raise ValueError("training.lora: the router trains whole; leave it out")
+        if self.training.train != "all":
+            raise ValueError("training.train: the router alone trains in this step; leave it out")
+        return self

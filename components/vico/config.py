@@ -1,6 +1,8 @@
 """Configuration of ``vico``. Imports no torch."""
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from model.config import Section
 from model.objectives.config import VicoObjective
@@ -11,8 +13,35 @@ class VicoConfig(Section):
     """Visual consistency learning, first half: the model learns to answer from compressed tiles."""
 
     training: TrainingConfig
-    """All parameters train, against a frozen copy of the start."""
+    """All parameters but the router's train, against a frozen copy of the start. A sample counts once, whatever its
+    answer's length, so ``loss_averaging`` has no part in it."""
     objective: VicoObjective = VicoObjective()
     """The compressions that are drawn from."""
+    start: Literal["pooled", "random"] = "pooled"
+    """The second projector's first weights, for a model that has none. ``pooled``: a compressed row starts as about the
+    mean of the four rows that it stands for. ``random``: as torch draws them. Not published; docs/flash.md compares
+    them."""
+    warmup: TrainingConfig | None = None
+    """Before that, the second projector alone is fitted to the means of the rows that its own stand for; None leaves
+    it out. Not published."""
     heldout_rows: int = Field(64, ge=1)
     """Rows per family that are scored at the end."""
+
+    @model_validator(mode="after")
+    def _whole_weights(self) -> "VicoConfig":
+        for name, training in (("training", self.training), ("warmup", self.warmup)):
+            if training is not None:
+                _check_whole(name, training)
+        return self
+
+
+def _check_whole(name: str, training: TrainingConfig) -> None:
+    """Refuse settings that say what trains: these stages know it themselves.
+
+    Raises:
+        ValueError: of LoRA, or of parts that train.
+    """
+    if training.lora is not None:
+        raise ValueError(f"{name}.lora: the second projector and the router train whole; leave it out")
+    if training.train != "all":
+        raise ValueError(f"{name}.train: which parts train is what this step is; leave it out")

@@ -3,7 +3,7 @@
 A default is a published value; what was never published has no default, so that a profile has to say it.
 """
 
-from typing import Annotated
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -39,12 +39,19 @@ class GspoObjective(Section):
     """s is clipped at 1 + epsilon_high (GSPO: 4e-4)."""
 
 
+FULL_XI, COMPRESSED_XI = 0.25, 0.0625
+"""Visual tokens per patch of a tile: of its 1,024 patches, 1/4 makes 256 tokens, 1/16 makes 64."""
+
+
 class VicoObjective(Section):
     """Consistency: KL(reference at full resolution || model at a random compression) (InternVL3.5, section 2.3)."""
 
-    xi: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.25, 0.0625), min_length=1)
-    """Tokens per visual patch, drawn uniformly for each image: of a tile's 1,024 patches, 1/4 makes 256 tokens, 1/16
-    makes 64."""
+    xi: tuple[Literal[0.25, 0.0625], ...] = Field((FULL_XI, COMPRESSED_XI), min_length=1)
+    """Visual tokens per patch, drawn uniformly for each image: 1/4 or 1/16, which are what the two projectors make. A
+    value that is named twice is drawn twice as often."""
+    next_token_weight: float = Field(0.0, ge=0)
+    """Of the next-token loss on the same response tokens. The paper's formula has none; whether one was added is not
+    said."""
 
 
 class RouterObjective(Section):
@@ -57,3 +64,9 @@ class RouterObjective(Section):
     """The paper aims at balanced labels, so 50."""
     window: int = Field(gt=0)
     """Latest ratios among which the percentile is taken. Not published."""
+    floor: float = Field(gt=0)
+    """Added to both losses, in nats per token: L(1/4) is a divergence from the reference, and may be 0. Not
+    published."""
+    measure: Literal["image", "tile"]
+    """What is compressed to measure L(1/16): all tiles of an image, which then share their label, or one tile, while
+    the others stay. Not published."""

@@ -1,0 +1,103 @@
+"""The steps ``vico`` and ``route``: what they write, what they report, what they refuse."""
+
+import pytest
+import torch
+
+from components.context import StepContext
+from components.route.config import RouteConfig
+from components.vico.config import VicoConfig
+from model.data.errors import InputError
+from model.objectives.config import RouterObjective
+from model.training.config import TrainingConfig
+
+TRAINING = TrainingConfig(
+    learning_rate=1e-3, steps=3, batch_size=4, log_every=1, checkpoint_every=2, threads=1, precision="float32"
+)
+OBJECTIVE = RouterObjective(window=16, floor=1e-4, measure="tile")
+
+
+@pytest.fixture(scope="module")
+def trained(digits, random_models, tmp_path_factory):
+    """Results and model directories of ``vico`` and of ``route`` after it."""
+    from components.route.step import run as route
+    from components.vico.step import run as vico
+
+    directory = tmp_path_factory.mktemp("flash")
+    data = {"rows": digits / "corpus", "heldout": digits / "heldout"}
+    config = VicoConfig(training=TRAINING, warmup=TRAINING, heldout_rows=2)
+    first = vico(
+        config, **data, init=random_models[0], model=directory / "vico", context=StepContext(directory / "state-vico")
+    )
+    config = RouteConfig(training=TRAINING, objective=OBJECTIVE, compared_rows=4, heldout_rows=2, compress_above=0.4)
+    second = route(
+        config,
+        **data,
+        init=directory / "vico",
+        reference=random_models[0],
+        model=directory / "route",
+        context=StepContext(directory / "state-route"),
+    )
+    return directory, first, second
+
+
+def weights(directory):
+    from model.families.opening import load_network
+
+    return load_network(directory)
+
+
+def test_vico_writes_a_model_that_can_compress_and_does_not_yet(trained, random_models):
+    directory, first, _ = trained
+    network = weights(directory / "vico")
+    assert network.compressed_projector is not None and network.decision is None
+    assert {"heldout_mean", "heldout_mean_compressed", "warmup_loss"} <= set(first.numbers)
+    assert set(first.values["compressed"]) == set(first.heldout)
+    assert any("divergence_compressed" in record for record in first.history)
+    before = weights(random_models[0]).state_dict()
+    changed = {
+        name.split(".")[0] for name, value in before.items() if not torch.equal(value, network.state_dict()[name])
+    }
+    assert changed == {"vision_tower", "multi_modal_projector", "language_model"}
+
+
+def test_route_changes_the_router_alone_and_turns_routing_on(trained):
+    directory, _, second = trained
+    before, after = weights(directory / "vico"), weights(directory / "route")
+    changed = {name for name, value in before.state_dict().items() if not torch.equal(value, after.state_dict()[name])}
+    assert changed and all(name.startswith("router.") for name in changed)
+    assert not any(name.startswith(("router.pooling.attn3", "router.pooling.norm4")) for name in changed)
+    assert after.decision.rule == "absolute" and after.decision.absolute_threshold == 0.4
+    assert 0.25 <= second.numbers["visual_tokens_kept"] <= 1
+    assert {"heldout_mean", "heldout_mean_full", "measures_agreement"} <= set(second.numbers)
+    assert second.numbers["measures_agreement"] == 1, "an image of one tile is a tile"
+
+
+def test_a_model_that_was_never_taught_to_read_compressed_tiles_is_not_routed(digits, random_models, context, tmp_path):
+    from components.route.step import run
+
+    data = {"rows": digits / "corpus", "heldout": digits / "heldout", "reference": random_models[0]}
+    config = RouteConfig(training=TRAINING, objective=OBJECTIVE)
+    with pytest.raises(InputError, match="has no second projector; train it with the step vico first"):
+        run(config, **data, init=random_models[0], model=tmp_path / "model", context=context)
+
+
+def test_families_that_cannot_compress_are_refused_by_name(digits, context, tmp_path):
+    from components.vico.step import run
+    from tests.tiny_qwen import save_stock
+
+    save_stock("qwen2_5_vl", tmp_path / "qwen")
+    data = {"rows": digits / "corpus", "heldout": digits / "heldout", "init": tmp_path / "qwen"}
+    with pytest.raises(InputError, match="only InternVL models can compress tiles; the model given is of the family q"):
+        run(VicoConfig(training=TRAINING), **data, model=tmp_path / "model", context=context)
+
+
+@pytest.mark.parametrize("changes", [{"train": "projector"}, {"lora": {"rank": 2}}])
+def test_settings_of_what_trains_are_refused(changes):
+    training = TRAINING.model_dump() | changes
+    for made in (
+        lambda: VicoConfig(training=training),
+        lambda: VicoConfig(training=TRAINING, warmup=training),
+        lambda: RouteConfig(training=training, objective=OBJECTIVE),
+    ):
+        with pytest.raises(ValueError, match=r"\.(train|lora): .*leave it out"):
+            made()
