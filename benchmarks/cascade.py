@@ -1,0 +1,282 @@
+"""What each stage of Cascade RL gives: held-out accuracy after fine-tuning, MPO, GSPO, both, and more fine-tuning.
+
+The shape of InternVL3.5's Tables 15 and 16 on the profile ``tiny``. Every arm starts from the fine-tuned model that
+``make demo`` left in ``out/line`` and spends the same processor seconds (user and system, all threads and children;
+wall time would count whatever else the machine does). MPO is charged for the preferences, GSPO for the rollouts that
+choose its queries, which are the same ones; the cascade pays for them once and divides what is left. The control goes
+on fine-tuning. All answer the same held-out rows greedily. Intervals are of paired differences over rows, each row's
+score averaged over the seeds first: they say what other rows would give, not what other seeds would; the spread of
+the seeds stands beside them.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from benchmarks.harness import Result, arguments, report, result
+from components.context import StepContext
+from components.scoring_table import by_family, score_row
+from model.config import Section
+from model.data.errors import InputError
+from model.data.schema import Row
+from model.data.shards import open_dataset
+from pipelines.profile import Profile, load_profile
+from scoring.intervals import bootstrap_difference
+
+LINE = Path("out/line")
+AIM = 1.0
+START = "fine-tuned"
+CONTROL, MPO, GSPO, CASCADE = "more fine-tuning", "MPO", "GSPO", "MPO, then GSPO"
+SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
+BUDGET, QUICK_BUDGET = 600.0, 40.0
+"""Processor seconds of an arm."""
+ROWS, QUICK_ROWS = 250, 40
+"""Held-out rows of a family."""
+_PILOT_STEPS = 4
+_CONTROL_RATE = 1e-4  # of the stages it stands beside: a rate of fine-tuning would undo its own annealing
+_S = TypeVar("_S", bound=Section)
+
+
+@dataclass
+class Meter:
+    """Processor seconds, and when each optimiser step of the stage ``name`` was done."""
+
+    name: str
+    begun: float = field(default_factory=lambda: processor_seconds())
+    steps: list[tuple[int, float]] = field(default_factory=list)
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        """As ``StepContext.progress``."""
+        if label == self.name:
+            self.steps.append((done, processor_seconds()))
+
+    def a_step(self) -> float:
+        """Seconds of a step, the first one left out: it warms up."""
+        (first, begin), (last, end) = self.steps[1], self.steps[-1]
+        return (end - begin) / (last - first)
+
+    def spent(self) -> float:
+        """Seconds until the last step was done; what follows is held-out scoring."""
+        return (self.steps[-1][1] if self.steps else processor_seconds()) - self.begun
+
+
+@dataclass(frozen=True)
+class Start:
+    """What all arms share: the line's outputs, the profile, the directory to work in, and the budget."""
+
+    line: Path
+    profile: Profile
+    work: Path
+    budget: float
+
+    def context(self, name: str, meter: Meter) -> StepContext:
+        """Of one run of a stage."""
+        return StepContext(state_dir=self.work / "state" / name, progress=meter.progress)
+
+    @property
+    def heldout(self) -> Path:
+        return self.line / "collect" / "heldout"
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Preference pairs, queries of middling difficulty, and what both cost."""
+
+    pairs: Path
+    queries: Path
+    seconds: float
+
+
+Stage = Callable[[int, int, Path], tuple[Path, Meter]]
+"""(steps, seed, model to start from) to the trained model and its meter."""
+
+
+def processor_seconds() -> float:
+    """User and system time of this process, its threads and its children."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def with_training(section: _S, **changes: Any) -> _S:
+    """A training step's section with changes in its training; it scores one held-out row a family, as we score."""
+    training = section.training.model_copy(update=changes)  # type: ignore[attr-defined]
+    return section.model_copy(update={"training": training, "heldout_rows": 1})
+
+
+def make_rollouts(start: Start, seed: int) -> Rollouts:
+    """Run ``build_preferences`` and ``select_queries`` on the fine-tuned model."""
+    from components.build_preferences.step import run as build
+    from components.select_queries.step import run as select
+
+    folder, meter = start.work / f"rollouts-{seed}", Meter("")
+    rows, context = start.line / "curate" / "questions", start.context(f"rollouts-{seed}", meter)
+    section = start.profile.build_preferences.model_copy(update={"seed": seed})
+    build(
+        section,
+        rows=rows,
+        model=start.line / "sft" / "model",
+        pairs=folder / "pairs",
+        rollouts=folder / "rollouts",
+        context=context,
+    )
+    queries = folder / "queries"
+    select(start.profile.select_queries, rows=rows, rollouts=folder / "rollouts", queries=queries, context=context)
+    return Rollouts(folder / "pairs", queries, meter.spent())
+
+
+def stages(start: Start, made: Rollouts) -> dict[str, Stage]:
+    """The three kinds of training, by the name of their stage."""
+    from components.gspo.step import run as run_gspo
+    from components.mpo.step import run as run_mpo
+    from components.sft.step import run as run_sft
+
+    profile, questions = start.profile, start.line / "curate" / "questions"
+
+    def stage(name: str, run: Callable[..., Any], section: Section, rows: Path, **changes: Any) -> Stage:
+        def train(steps: int, seed: int, init: Path) -> tuple[Path, Meter]:
+            once = f"{name}-{seed}-{steps}-{init.parent.name}"
+            model, meter = start.work / once / "model", Meter(name)
+            config = with_training(section, steps=steps, seed=seed, checkpoint_every=10**6, **changes)
+            context = start.context(once, meter)
+            run(config, rows=rows, heldout=start.heldout, init=init, model=model, context=context)
+            return model, meter
+
+        return train
+
+    return {
+        "sft": stage("sft", run_sft, profile.sft, questions, learning_rate=_CONTROL_RATE),
+        "mpo": stage("mpo", run_mpo, profile.mpo, made.pairs),
+        "gspo": stage("gspo", run_gspo, profile.gspo, made.queries),
+    }
+
+
+def train_arms(start: Start, seed: int) -> dict[str, tuple[Path, dict[str, float]]]:
+    """Every arm's model, with the seconds and steps it took."""
+    init = start.line / "sft" / "model"
+    made = make_rollouts(start, seed)
+    kinds = stages(start, made)
+    costs = {name: train(_PILOT_STEPS, seed, init)[1].a_step() for name, train in kinds.items()}
+    left = start.budget - made.seconds
+    if left < 2 * _PILOT_STEPS * max(costs.values()):
+        raise InputError(f"the preferences alone took {made.seconds:.0f} of {start.budget:.0f} processor seconds")
+    plans = {
+        CONTROL: {"sft": start.budget},
+        MPO: {"mpo": left},
+        GSPO: {"gspo": left},
+        CASCADE: {"mpo": left / 2, "gspo": left / 2},
+    }
+    arms = {}
+    for arm, plan in plans.items():
+        model, facts = init, {"seconds": 0.0 if arm == CONTROL else made.seconds}
+        for name, seconds in plan.items():
+            steps = max(_PILOT_STEPS + 1, round(seconds / costs[name]))
+            model, meter = kinds[name](steps, seed, model)
+            facts |= {"seconds": facts["seconds"] + meter.spent(), f"{name}_steps": float(steps)}
+        print(f"  seed {seed}, {arm}: " + ", ".join(f"{name} {value:.0f}" for name, value in facts.items()), flush=True)
+        arms[arm] = (model, facts)
+    return arms
+
+
+def score_rows(model: Path, rows: Sequence[Row]) -> np.ndarray:
+    """Scores [N] of greedy answers, thoughts and all."""
+    import torch
+
+    from model.families.generation import answer_rows
+    from model.families.opening import load_network, load_processor
+
+    torch.set_num_threads(2)
+    network, processor = load_network(model), load_processor(model)
+    network.eval()
+    answers = answer_rows(network, processor, rows, max_new_tokens=64)
+    return np.array([score_row(row, answer).value for row, answer in zip(rows, answers, strict=True)])
+
+
+def heldout_rows(heldout: Path, without: Sequence[str], most: int) -> list[Row]:
+    """The first ``most`` rows of every family but those of pre-training."""
+    rows = [row for row in open_dataset(heldout).rows() if row["task"] not in without]
+    return [rows[index] for indices in by_family(rows).values() for index in indices[:most]]
+
+
+def interval(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """Paired difference of scores [seeds, N] over rows, the seeds averaged."""
+    found = bootstrap_difference(ours.mean(0), theirs.mean(0))
+    return {"mean": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
+
+
+def tables(scores: dict[str, np.ndarray], rows: Sequence[Row]) -> dict[str, Any]:
+    """Per arm: scores by family and overall, by seed, and differences to the start and to the control."""
+    families = by_family(rows)
+    table: dict[str, Any] = {}
+    for arm, found in scores.items():
+        parts = {family: found[:, indices] for family, indices in families.items()}
+        starts = {family: scores[START][:, indices] for family, indices in families.items()}
+        table[arm] = {
+            "families": {family: round(float(part.mean()), 4) for family, part in parts.items()},
+            "overall": round(float(found.mean()), 4),
+            "by_seed": [round(float(one), 4) for one in found.mean(1)],
+            "over_start": interval(found, scores[START]),
+            "over_control": interval(found, scores[CONTROL]),
+            "families_over_start": {family: interval(part, starts[family]) for family, part in parts.items()},
+        }
+    return table
+
+
+def show(table: dict[str, Any]) -> None:
+    """Print the table: families, overall, difference to the start."""
+    families = list(table[START]["families"])
+    print(" " * 18 + "".join(f"{family[:11]:>12}" for family in families) + "     overall  over the start")
+    for arm, entry in table.items():
+        difference = entry["over_start"]
+        cells = "".join(f"{entry['families'][family]:12.3f}" for family in families)
+        low, high = difference["low"], difference["high"]
+        print(f"{arm:<18}{cells}{entry['overall']:12.3f}  {difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}]")
+
+
+def measure(quick: bool, line: Path = LINE) -> Result:
+    """Train and score every arm with three seeds (one when ``quick``)."""
+    needed = (line / "sft" / "model", line / "curate" / "questions", line / "collect" / "heldout")
+    if not all(path.is_dir() for path in needed):
+        raise InputError(f"{line}: no finished line here; run make demo first")
+    profile = load_profile("tiny")
+    seeds, budget = (QUICK_SEEDS, QUICK_BUDGET) if quick else (SEEDS, BUDGET)
+    if quick:
+        few = profile.build_preferences.model_copy(update={"max_queries": 160, "rollouts": 4})
+        profile = profile.model_copy(update={"build_preferences": few})
+    rows = heldout_rows(line / "collect" / "heldout", profile.curate.pretrain_tasks, QUICK_ROWS if quick else ROWS)
+    by_arm: dict[str, list[np.ndarray]] = {}
+    spent: dict[str, list[dict[str, float]]] = {}
+    before = score_rows(line / "sft" / "model", rows)
+    for seed in seeds:
+        by_arm.setdefault(START, []).append(before)
+        with tempfile.TemporaryDirectory() as work:
+            for arm, (model, facts) in train_arms(Start(line, profile, Path(work), budget), seed).items():
+                by_arm.setdefault(arm, []).append(score_rows(model, rows))
+                spent.setdefault(arm, []).append({name: round(value, 1) for name, value in facts.items()})
+    scores = {arm: np.stack(found) for arm, found in by_arm.items()}
+    table = tables(scores, rows)
+    show(table)
+    details = {"rows": len(rows), "seeds": list(seeds), "processor_seconds": budget, "arms": table, "spent": spent}
+    ours, peer = table[CASCADE]["by_seed"], table[CONTROL]["by_seed"]
+    ratio = table[CASCADE]["overall"] / max(table[CONTROL]["overall"], 1e-9)
+    return result("cascade", "mean held-out score", ours, peer, ratio=ratio, aim=AIM, details=details)
+
+
+def main() -> int:
+    """Run the benchmark."""
+    options = arguments(__doc__.splitlines()[0])
+    try:
+        report(measure(options.quick), options)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""What routing keeps: held-out score against the share of visual tokens, per family, of the profile ``tiny``.
+
+All policies answer the same held-out rows, greedily: every tile in full; the router at a threshold that is chosen on
+other rows, so that half of the tokens are left there; and, at the router's number of tokens, random tiles, the smallest
+image size that gives at least as many tokens, and everything compressed (at its own, smaller number). Tokens of blank
+tiles do not count, neither as kept nor as removed. Retention is a score over the score in full; its intervals are
+bootstrapped over pairs of scores of a row.
+
+``--quick`` routes with the model that ``make demo`` left in ``out/line``; otherwise ``vico`` and ``route`` run again
+with three seeds. ``ratio`` is what the router retains.
+"""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.harness import Result, arguments, report, result
+from components.collect.config import CollectConfig
+from components.collect.digits import digit_rows
+from components.collect.embedded.rows import embedded_rows
+from components.context import StepContext
+from components.scoring_table import by_family, score_row
+from model.data.errors import InputError
+from model.data.schema import Row
+from pipelines.profile import Profile, load_profile
+
+if TYPE_CHECKING:
+    from model.families.interface import Sample
+    from model.flash.network import FlashModel
+    from model.flash.processor import FlashProcessor
+
+LINE = Path("out/line")
+AIM = 0.995
+KEPT = 0.5
+"""Share of the visual tokens that the threshold leaves on the validation rows."""
+CURVE = (0.9, 0.75, 0.6, 0.5, 0.4)
+SEEDS = (0, 1, 2)
+VALIDATION, ROWS, QUICK_ROWS = 200, 1500, 40
+"""Rows of a family: for the threshold, and for the scores."""
+BLANK_RANGE = 32
+"""A tile whose grey levels span no more is blank: noise spans 24, ink at least 100."""
+RESAMPLES = 2000
+_BATCH = 64
+
+
+@dataclass
+class Answers:
+    """A model's scores of rows under any decisions; what was answered once is not answered again."""
+
+    network: "FlashModel"
+    processor: "FlashProcessor"
+    rows: Sequence[Row]
+
+    def __post_init__(self) -> None:
+        self._samples: list[Sample] = [self.processor.question(row) for row in self.rows]
+        self._known: dict[tuple[int, bytes], float] = {}
+        self.tiles = [sample.units for sample in self._samples]
+        shown = [sample.media["tiles"] for sample in self._samples]
+        self.blank = np.array([np.ptp(tile.mean(-1)) <= BLANK_RANGE for tiles in shown for tile in tiles])
+        self.row_of_tile = np.repeat(np.arange(len(self.rows)), self.tiles)
+
+    def probabilities(self) -> np.ndarray:
+        """The router's P(compress) of every tile."""
+        import torch
+
+        found = []
+        with torch.inference_mode():
+            for start in range(0, len(self._samples), _BATCH):
+                tiles = np.concatenate([sample.media["tiles"] for sample in self._samples[start : start + _BATCH]])
+                patches = self.network.patches(torch.from_numpy(tiles))
+                found.append(self.network.compress_probabilities(patches).cpu().numpy())
+        return np.concatenate(found)
+
+    def kept(self, compressed: np.ndarray, families: Sequence[int] | None = None) -> float:
+        """Share of the visual tokens of tiles that are not blank, of all rows or of those given."""
+        counted = ~self.blank
+        if families is not None:
+            counted = counted & np.isin(self.row_of_tile, families)
+        return float(np.where(compressed[counted], 0.25, 1.0).mean())
+
+    def scores(self, compressed: np.ndarray) -> np.ndarray:
+        """Scores [rows] with these tiles (bool [tiles]) compressed."""
+        split = np.split(compressed, np.cumsum(self.tiles)[:-1])
+        keys = [(index, chosen.tobytes()) for index, chosen in enumerate(split)]
+        wanted = [index for index, key in enumerate(keys) if key not in self._known]
+        for start in range(0, len(wanted), _BATCH):
+            part = wanted[start : start + _BATCH]
+            samples = [self.processor.compress(self._samples[index], split[index]) for index in part]
+            for index, score in zip(part, self._score(part, samples, self.network), strict=True):
+                self._known[keys[index]] = score
+        return np.array([self._known[key] for key in keys])
+
+    def resized(self, side: int) -> np.ndarray:
+        """Scores [rows] with every tile in full, at ``side`` pixels."""
+        tiling = replace(self.processor.tiling, tile=side)
+        rows_per_tile = self.processor.rows_per_tile * side**2 // self.processor.tiling.tile**2
+        smaller = replace(self.processor, tiling=tiling, rows_per_tile=rows_per_tile)
+        scores: list[float] = []
+        for start in range(0, len(self.rows), _BATCH):
+            part = range(start, min(start + _BATCH, len(self.rows)))
+            scores += self._score(part, [smaller.question(self.rows[index]) for index in part], self.network)
+        return np.array(scores)
+
+    def _score(self, part: Sequence[int], samples: "Sequence[Sample]", network: "FlashModel") -> list[float]:
+        import torch
+
+        from model.families.decoding import Prompt
+        from model.families.generation import decode
+
+        media = {name: np.concatenate([sample.media[name] for sample in samples]) for name in samples[0].media}
+        with torch.inference_mode():
+            visual = network.media_rows({name: torch.from_numpy(array) for name, array in media.items()})
+        prompts = [Prompt(sample.input_ids, sample.positions) for sample in samples]
+        found = decode(network, self.processor, prompts, visual, 64)
+        return [score_row(self.rows[index], answer.text).value for index, answer in zip(part, found, strict=True)]
+
+
+def threshold_for(kept: float, probabilities: np.ndarray, blank: np.ndarray) -> float:
+    """The highest threshold that compresses enough tiles that are not blank to leave at most this share of tokens."""
+    counted = np.sort(probabilities[~blank])[::-1]
+    compressed = int(np.ceil(len(counted) * (1 - kept) / 0.75))
+    return float(counted[min(compressed, len(counted)) - 1]) if compressed else 1.0 + 1e-9
+
+
+def at_random(compressed: np.ndarray, blank: np.ndarray, seed: int) -> np.ndarray:
+    """As many compressed tiles, drawn at random: among the blank ones and among the others."""
+    rng, drawn = np.random.default_rng(seed), compressed.copy()
+    for kind in (blank, ~blank):
+        drawn[kind] = rng.permutation(compressed[kind])
+    return drawn
+
+
+def smallest_side(kept: float, tile: int, patch: int) -> int:
+    """The smallest side of a tile, a whole number of 2 x 2 patches, whose tokens are at least this share."""
+    step = 2 * patch
+    return next(side for side in range(step, tile + 1, step) if side**2 / tile**2 >= kept - 1e-9)
+
+
+def retention(ours: np.ndarray, full: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Mean of ``ours`` over mean of ``full`` [rows], with the interval over rows drawn as pairs."""
+    rng = np.random.default_rng(seed)
+    ratios = []
+    for _ in range(RESAMPLES):
+        drawn = rng.integers(0, len(ours), len(ours))
+        ratios.append(ours[drawn].sum() / max(full[drawn].sum(), 1e-9))
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    mean = ours.sum() / max(full.sum(), 1e-9)
+    return {"retained": round(float(mean), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+
+
+def heldout_rows(collect: CollectConfig, without: Sequence[str], most: int) -> tuple[list[Row], list[Row]]:
+    """Validation rows and test rows: held-out glyphs, of the corpus that the profile draws, continued."""
+    rows: list[Row] = []
+    count = {"heldout": VALIDATION + most}
+    if collect.digits is not None:
+        rows += digit_rows(collect.digits.model_copy(update=count))[1]
+    if collect.embedded is not None:
+        rows += embedded_rows(collect.embedded.model_copy(update=count))[1]
+    kept = [row for row in rows if row["task"] not in without]
+    families = by_family(kept).values()
+    validation = [kept[index] for indices in families for index in indices[:VALIDATION]]
+    return validation, [kept[index] for indices in families for index in indices[VALIDATION:]]
+
+
+def measure_model(model: Path, validation: Sequence[Row], test: Sequence[Row], *, quick: bool, seed: int) -> Any:
+    """Scores of every policy: ``{policy: (scores [rows], kept share, kept share by family)}``, full first."""
+    import torch
+
+    from model.families.opening import load_network, load_processor
+    from model.flash.network import FlashModel
+
+    torch.set_num_threads(2)
+    network, processor = load_network(model), load_processor(model)
+    if not isinstance(network, FlashModel) or network.router is None:
+        raise InputError(f"{model}: no router")
+    network.eval()
+    network.route_by(None)
+    chosen_on, answers = Answers(network, processor, validation), Answers(network, processor, test)
+    on, probabilities = chosen_on.probabilities(), answers.probabilities()
+
+    def routed(kept: float) -> np.ndarray:
+        return probabilities >= threshold_for(kept, on, chosen_on.blank)
+
+    half = routed(KEPT)
+    policies = {"full": np.zeros(len(half), bool), "router": half, "random": at_random(half, answers.blank, seed)}
+    policies["compress everything"] = np.ones(len(half), bool)
+    policies |= {f"router at {kept}": routed(kept) for kept in CURVE if kept != KEPT and not quick}
+    families = by_family(test)
+    shares = {
+        name: {family: round(answers.kept(chosen, indices), 4) for family, indices in families.items()}
+        for name, chosen in policies.items()
+    }
+    found = {name: (answers.scores(chosen), answers.kept(chosen), shares[name]) for name, chosen in policies.items()}
+    tile = processor.tiling.tile
+    side = smallest_side(answers.kept(half), tile, network.config.vision_config.patch_size[0])
+    share = side**2 / tile**2
+    found[f"images of {side} pixels"] = (answers.resized(side), share, dict.fromkeys(families, round(share, 4)))
+    return found
+
+
+def retrain(profile: Profile, line: Path, work: Path, seed: int) -> Path:
+    """Run ``vico`` and ``route`` on the model that the line routes, with another seed."""
+    from components.route.step import run as route
+    from components.vico.step import run as vico
+
+    init = next(line / name / "model" for name in ("gspo", "mpo", "sft") if (line / name / "model").is_dir())
+    rows, heldout = line / "curate" / "questions", line / "collect" / "heldout"
+    for name, run in (("vico", vico), ("route", route)):
+        section = getattr(profile, name)
+        training = section.training.model_copy(update={"seed": seed})
+        section = section.model_copy(update={"training": training, "heldout_rows": 1})
+        context, model = StepContext(state_dir=work / "state" / name), work / name / "model"
+        run(section, rows=rows, heldout=heldout, init=init, model=model, context=context)
+        init = model
+    return init
+
+
+def summarise(found: Any, rows: Sequence[Row]) -> dict[str, Any]:
+    """Score, kept share and retention of every policy, overall and by family."""
+    families, full = by_family(rows), found["full"][0]
+    table = {}
+    for name, (scores, kept, shares) in found.items():
+        table[name] = {"score": round(float(scores.mean()), 4), "kept": round(kept, 4)} | retention(scores, full)
+        table[name]["families"] = {
+            family: {"score": round(float(scores[indices].mean()), 4), "kept": shares[family]}
+            | retention(scores[indices], full[indices])
+            for family, indices in families.items()
+        }
+    return table
+
+
+def show(table: dict[str, Any]) -> None:
+    """Print policies, overall and by family."""
+    families = list(table["full"]["families"])
+    print(" " * 20 + "   kept  score  retained [95 %]      " + " ".join(f"{family[:10]:>10}" for family in families))
+    for name, entry in table.items():
+        cells = " ".join(f"{part['score']:10.3f}" for part in entry["families"].values())
+        interval = f"{entry['retained']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+        print(f"{name:<20}{entry['kept']:7.3f}{entry['score']:7.3f}  {interval} {cells}")
+
+
+def measure(quick: bool, line: Path = LINE) -> Result:
+    """Measure the line's model, or with three seeds a model each (``quick`` is one)."""
+    profile = load_profile("tiny")
+    validation, test = heldout_rows(profile.collect, profile.curate.pretrain_tasks, QUICK_ROWS if quick else ROWS)
+    if quick:
+        validation = validation[::4]
+    needed = line / ("route" if quick else "sft") / "model"
+    if not needed.is_dir():
+        raise InputError(f"{needed}: no such model; run make demo first")
+    tables = []
+    for seed in (0,) if quick else SEEDS:
+        with tempfile.TemporaryDirectory() as work:
+            model = needed if quick else retrain(profile, line, Path(work), seed)
+            found = measure_model(model, validation, test, quick=quick, seed=seed)
+        tables.append(summarise(found, test))
+        show(tables[-1])
+    details = {"rows": len(test), "validation_rows": len(validation), "seeds": tables}
+    ours = [table["router"]["score"] for table in tables]
+    peer = [table["full"]["score"] for table in tables]
+    ratio = sum(ours) / max(sum(peer), 1e-9)
+    return result("flash_retention", "held-out score", ours, peer, ratio=ratio, aim=AIM, details=details)
+
+
+def main() -> int:
+    """Run the benchmark."""
+    options = arguments(__doc__.splitlines()[0])
+    try:
+        report(measure(options.quick), options)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

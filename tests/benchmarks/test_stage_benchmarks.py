@@ -1,0 +1,84 @@
+"""``cascade`` and ``flash_retention``: how seconds, thresholds, tokens and intervals are counted."""
+
+import numpy as np
+import pytest
+
+from benchmarks import cascade, flash_retention
+from components.collect.config import CollectConfig
+
+
+def rows_of(**families):
+    return [{"id": f"{task}-{number}", "task": task} for task, count in families.items() for number in range(count)]
+
+
+def test_a_meter_counts_up_to_the_last_step_and_leaves_the_first_step_out_of_the_rest(monkeypatch):
+    clock = iter([10.0, 11.0, 15.0, 16.0, 17.0, 18.0])
+    monkeypatch.setattr(cascade, "processor_seconds", lambda: next(clock))
+    meter = cascade.Meter("gspo")
+    for step in range(5):
+        meter.progress("gspo", step, 4)
+        meter.progress("rollouts", step, 4)
+    assert meter.spent() == 8.0, "held-out scoring comes after the last step"
+    assert meter.a_step() == 1.0
+
+
+def test_arms_are_compared_on_the_same_rows_with_seeds_averaged():
+    rows = rows_of(read=30, sum=10)
+    start = np.tile(np.r_[np.ones(15), np.zeros(25)], (2, 1))
+    better = start.copy()
+    better[0, 30:] = 1.0  # one of two seeds learns to add
+    table = cascade.tables({cascade.START: start, cascade.CONTROL: start, cascade.CASCADE: better}, rows)
+    entry = table[cascade.CASCADE]
+    assert entry["families"] == {"read": 0.5, "sum": 0.5}
+    assert entry["by_seed"] == [0.625, 0.375]
+    assert entry["over_start"]["mean"] == entry["over_control"]["mean"] == 0.125
+    assert 0 < entry["over_start"]["low"] < 0.125 < entry["over_start"]["high"]
+    assert entry["families_over_start"]["read"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert entry["families_over_start"]["sum"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.9, 0.625, 0.5, 0.25])
+def test_a_threshold_leaves_the_share_of_tokens_that_was_asked_for(kept):
+    probabilities = np.random.default_rng(0).random(4000)
+    blank = np.zeros(4000, bool)
+    blank[:1000] = True
+    probabilities[:1000] = 1.0  # blank tiles count on neither side
+    compressed = probabilities >= flash_retention.threshold_for(kept, probabilities, blank)
+    assert np.where(compressed[~blank], 0.25, 1.0).mean() == pytest.approx(kept, abs=1e-3)
+
+
+def test_random_tiles_are_as_many_of_each_kind():
+    rng = np.random.default_rng(0)
+    compressed, blank = rng.random(500) < 0.6, rng.random(500) < 0.3
+    drawn = flash_retention.at_random(compressed, blank, seed=1)
+    assert drawn[blank].sum() == compressed[blank].sum()
+    assert drawn[~blank].sum() == compressed[~blank].sum()
+    assert (drawn != compressed).any()
+
+
+@pytest.mark.parametrize(("kept", "side"), [(0.2, 28), (0.25, 28), (0.5, 42), (0.57, 56), (1.0, 56)])
+def test_the_smallest_image_has_at_least_the_tokens(kept, side):
+    assert flash_retention.smallest_side(kept, tile=56, patch=7) == side
+
+
+def test_retention_of_paired_rows_is_narrower_than_of_shuffled_ones():
+    rng = np.random.default_rng(0)
+    full = (rng.random(2000) < 0.8).astype(float)
+    ours = full * (rng.random(2000) < 0.99)
+    paired, shuffled = flash_retention.retention(ours, full), flash_retention.retention(rng.permutation(ours), full)
+    assert paired["retained"] == shuffled["retained"] == pytest.approx(0.99, abs=0.01)
+    assert paired["low"] < paired["retained"] < paired["high"] < 1.0
+    assert paired["high"] - paired["low"] < (shuffled["high"] - shuffled["low"]) / 2
+
+
+def test_validation_rows_and_test_rows_are_apart_and_of_every_family(monkeypatch):
+    monkeypatch.setattr(flash_retention, "VALIDATION", 2)
+    collect = CollectConfig.model_validate(
+        {"digits": {"transcriptions": 1, "questions": 1}, "embedded": {"fine_print": {"rows": 1}}}
+    )
+    validation, test = flash_retention.heldout_rows(collect, ["transcribe", "transcribe_fine"], 3)
+    tasks = ["count", "locate", "maximum", "read", "read_fine", "read_sparse"]
+    assert [row["task"] for row in validation] == [task for task in tasks for _ in range(2)]
+    assert [row["task"] for row in test] == [task for task in tasks for _ in range(3)]
+    assert not {row["id"] for row in validation} & {row["id"] for row in test}
+    assert all("heldout" in row["id"] for row in validation + test)
