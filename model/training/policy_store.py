@@ -86,7 +86,12 @@ class RolloutStore:
 
     def save_old(self, iteration: int, old: Mapping[int, np.ndarray]) -> None:
         """Store log-probabilities of answers before the update, by the answers' numbers in the iteration."""
-        self._write(self._folder(iteration) / _OLD, {str(slot): values for slot, values in old.items()}, {})
+        arrays = {
+            "slots": np.array(list(old), np.int64),
+            "lengths": np.array([len(values) for values in old.values()], np.int64),
+            "values": np.concatenate([np.zeros(0, np.float32), *old.values()]),
+        }
+        self._write(self._folder(iteration) / _OLD, arrays, {})
 
     def load_old(self, iteration: int) -> dict[int, np.ndarray] | None:
         """What ``save_old`` stored; None when it has not.
@@ -98,9 +103,11 @@ class RolloutStore:
         if not path.is_file():
             return None
         try:
-            return {int(slot): values for slot, values in load_file(path).items()}
-        except (SafetensorError, ValueError) as error:
+            arrays = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{path}: damaged ({error})") from error
+        values = np.split(arrays["values"], np.cumsum(arrays["lengths"])[:-1])
+        return dict(zip(arrays["slots"].tolist(), values, strict=False))
 
     def drop_before(self, iteration: int) -> None:
         """Remove the rollouts of earlier iterations."""
