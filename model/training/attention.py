@@ -315,8 +315,10 @@ def plan_groups(lengths: tuple[int, ...], device: torch.device, keys: tuple[int,
     with torch.inference_mode(False):  # an evaluation may ask first, and a training keep the answer
         begins = [torch.tensor([keys[i] - lengths[i] for i in group], device=device) for group in groups]
         offsets = tuple(begin if bool(begin.any()) else None for begin in begins)
-        taken, gathered = (_index([x for x, _ in laid], device) for laid in (queries, seen))
-        return Plan(shapes, taken, gathered, _index([places], device), offsets)
+        taken, gathered = (
+            _index([x for x, _ in laid], sum(sizes), device) for laid, sizes in ((queries, lengths), (seen, keys))
+        )
+        return Plan(shapes, taken, gathered, _index([places], len(places), device), offsets)
 
 
 def _laid(lengths: tuple[int, ...], group: list[int]) -> tuple[np.ndarray, int]:
@@ -326,10 +328,10 @@ def _laid(lengths: tuple[int, ...], group: list[int]) -> tuple[np.ndarray, int]:
     return np.concatenate([starts[i] + np.minimum(np.arange(longest), lengths[i] - 1) for i in group]), longest
 
 
-def _index(parts: list[np.ndarray], device: torch.device) -> Tensor | None:
-    """One index of all parts; None when it takes everything as it lies."""
+def _index(parts: list[np.ndarray], size: int, device: torch.device) -> Tensor | None:
+    """One index of all parts; None when it takes all ``size`` as they lie (samples without queries leave keys over)."""
     flat = np.concatenate(parts)
-    return None if np.array_equal(flat, np.arange(len(flat))) else torch.from_numpy(flat).to(device)
+    return None if np.array_equal(flat, np.arange(size)) else torch.from_numpy(flat).to(device)
 
 
 @torch.compiler.disable
