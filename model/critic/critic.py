@@ -1,0 +1,135 @@
+"""Scores of solutions by a critic, and the best of several.
+
+The score of a step is the softmax over the logits of "+" and "-" where the critic's verdict stands, P(+); the score of
+a solution is the mean over its steps (VisualPRM, arXiv 2503.10291, section 3.3; "soft" in its released code). All
+steps of a solution are scored in one forward pass: "+" stands in for every verdict, and causal attention keeps what
+follows from a verdict's position (the released "soft_v2").
+
+Shape suffixes: M steps of a batch, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from model.critic.solutions import RIGHT, WRONG, critic_messages, question_of, split_steps
+from model.data.errors import InputError
+from model.data.schema import PLACEHOLDERS, RESERVED, Row
+from model.families.interface import Network, Processor, Sample
+from model.families.opening import load_network, load_processor
+from model.training.batches import pad
+
+
+@dataclass(frozen=True)
+class SolutionScore:
+    """``score`` is the mean of P(+) over ``steps``; 0 for a solution that cannot be judged, which has no steps."""
+
+    score: float
+    steps: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Critic:
+    """A process reward model.
+
+    Attributes:
+        network: of any family.
+        processor: of the same family.
+        batch_size: solutions in one forward pass.
+
+    Raises:
+        InputError: its tokenizer has no single token for "+" or "-".
+    """
+
+    network: Network
+    processor: Processor
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        verdict_ids(self.processor.tokenizer)
+
+    @torch.no_grad()
+    def scores(self, row: Row, solutions: Sequence[str]) -> list[SolutionScore]:
+        """Score solutions to the question of ``row``; its own answer plays no part.
+
+        A solution that has no text, or holds what a conversation may not (a reserved word, a placeholder), is scored 0.
+
+        Raises:
+            InputError: the row has several questions or a medium that cannot be used, or question and solution exceed
+                the context.
+        """
+        asked = [self._sample(row, solution) for solution in solutions]
+        samples = [sample for sample in asked if sample is not None]
+        found: list[SolutionScore] = []
+        for start in range(0, len(samples), self.batch_size):
+            found += self._batch(samples[start : start + self.batch_size])
+        scored = iter(found)
+        return [SolutionScore(0.0, ()) if sample is None else next(scored) for sample in asked]
+
+    def _sample(self, row: Row, solution: str) -> Sample | None:
+        """The conversation, "+" for every verdict; of the trained tokens, only the verdicts stay marked."""
+        question, steps = question_of(row), split_steps(solution)
+        if not steps or any(word in solution for word in (*RESERVED, *PLACEHOLDERS.values())):
+            return None
+        sample = self.processor.sample({**row, "messages": critic_messages(question, steps, [RIGHT] * len(steps))})
+        context = self.network.config.text_config.max_position_embeddings
+        if len(sample.input_ids) > context:
+            raise InputError(
+                f"row {row['id']}: question and solution have {len(sample.input_ids)} tokens; "
+                f"the critic's context is {context}"
+            )
+        first = [
+            marked and not before for marked, before in zip(sample.trained, [False, *sample.trained], strict=False)
+        ]
+        return replace(sample, trained=first)
+
+    def _batch(self, samples: Sequence[Sample]) -> list[SolutionScore]:
+        prepared = self.network.prepare(samples)
+        batch = pad(prepared, "token", self.processor.eos_token_id).to(self.network.device)
+        right, wrong = verdict_ids(self.processor.tokenizer)
+        assert bool((batch.targets == right).all()), "a verdict does not stand where it should"
+        logits_MV = self.network.head(self.network.hidden(batch.inputs).states)
+        right_M = logits_MV[:, [right, wrong]].float().softmax(-1)[:, 0].tolist()
+        values, scores = iter(right_M), []
+        for sample in prepared:
+            steps = tuple(next(values) for _ in range(sum(sample.trained)))
+            scores.append(SolutionScore(sum(steps) / len(steps), steps))
+        return scores
+
+
+def verdict_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Token ids of "+" and "-".
+
+    Raises:
+        InputError: one of them is not a single token, so that there is no probability of it to compare.
+    """
+    found = []
+    for verdict in (RIGHT, WRONG):
+        ids = tokenizer.encode(verdict, add_special_tokens=False).ids
+        if len(ids) != 1:
+            raise InputError(f"the tokenizer has {len(ids)} tokens for {verdict!r}; a critic needs one")
+        found += ids
+    return found[0], found[1]
+
+
+def load_critic(directory: Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> Critic:
+    """Open a model directory as a critic.
+
+    Raises:
+        InputError: the directory is missing, incomplete or broken, or its tokenizer has no tokens for verdicts.
+    """
+    return Critic(load_network(directory, dtype=dtype, device=device), load_processor(directory))
+
+
+def best_of(scores: Sequence[float]) -> int:
+    """Index of the highest score, the first of equal ones. Of one it is 0, whatever the score.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not scores:
+        raise ValueError("there is no answer to choose from")
+    return max(range(len(scores)), key=lambda index: scores[index])
