@@ -28,5 +28,7 @@ class RolloutConfig(Section):
     """An answer cut at that limit has the reward of one (section ``reward``), or is no part of its group."""
     kept_together: int = Field(32, gt=0)
     """Queries of a process that are answered before the answers are stored: what a kill loses at most."""
+    cache_tokens: int = Field(65536, gt=0)
+    """Positions, padding included, that are decoded together: bounds the memory of the sampling."""
     importance_cap: float | None = Field(None, gt=0)
     """Weigh answers by min(pi_old / pi_sampler, cap), where the sampling engine is not the trainer; None does not."""

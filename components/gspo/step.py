@@ -1,0 +1,86 @@
+"""Group sequence policy optimisation: the model answers, is rewarded, and learns from its answers."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from components.context import StepContext, StepResult
+from components.gspo.config import GspoConfig
+from components.training_step import finish, run_stage
+from model.data.schema import Row
+from model.data.shards import open_dataset
+from model.families.opening import load_network, load_processor
+from model.training.policy import policy_stage
+from model.training.policy_rollouts import Judgement
+from model.training.rollout import NetworkSampler, Response
+from scoring.reward import Answered, Reward, RewardOutcome, RewardRule
+
+
+def run(config: GspoConfig, *, rows: Path, heldout: Path, init: Path, model: Path, context: StepContext) -> StepResult:
+    """Train ``init`` on its own answers to ``rows``.
+
+    Args:
+        config: training, objective, rollouts, rewards.
+        rows: dataset of queries (select_queries).
+        heldout: dataset; its first rows per family are scored at the end.
+        init: the model directory to start from.
+        model: the model directory to write.
+        context: state directory and progress.
+
+    Raises:
+        InputError: a row or ``init`` cannot be used.
+    """
+    dataset = list(open_dataset(rows).rows())
+    network, processor = load_network(init), load_processor(init)
+    with closing(Reward(_rule(config), workers=config.reward.workers, seconds=config.reward.seconds)) as reward:
+        stage, memory = policy_stage(
+            "gspo",
+            network,
+            NetworkSampler(network, processor, config.rollout.cache_tokens),
+            lambda answers: judged(reward, answers),
+            context.state_dir / "gspo" / "rollouts",
+            training=config.training,
+            objective=config.objective,
+            rollout=config.rollout,
+            progress=context.progress,
+        )
+        result = run_stage(network, processor, dataset, stage, config.training, context)
+    result.numbers["queries_left_out"] = memory.left_out
+    result.numbers |= {f"answers_{name}": number for name, number in memory.counts.items() if name != "answers"}
+    result.numbers["answers"] = memory.counts["answers"]
+    result.values["reward_failures"] = memory.failures
+    base = init if config.training.lora else None
+    return finish(network, processor, heldout, config.heldout_rows, model, context, result, adapter_of=base)
+
+
+def judged(reward: Reward, answers: Sequence[tuple[Row, Response]]) -> list[Judgement]:
+    """Rewards of answers to rows; an answer that the row's scorer could not judge has none."""
+    asked = [
+        Answered(
+            row["scorer"]["name"],
+            row["scorer"]["parameters"],
+            row["answers"],
+            response.text,
+            tokens=len(response.token_ids),
+            cut=response.finish_reason == "length",
+        )
+        for row, response in answers
+    ]
+    return [_judgement(outcome) for outcome in reward(asked)]
+
+
+def _judgement(outcome: RewardOutcome) -> Judgement:
+    if outcome.failed is not None:
+        return Judgement(None, failure=outcome.failed)
+    return Judgement(outcome.value, float(outcome.right), float(outcome.well_formed))
+
+
+def _rule(config: GspoConfig) -> RewardRule:
+    reward = config.reward
+    return RewardRule(
+        reward.accuracy_weight,
+        reward.format_weight,
+        soft_length=reward.soft_length,
+        max_length=config.rollout.max_new_tokens,
+        length_penalty=reward.length_penalty,
+    )

@@ -1,0 +1,61 @@
+"""The step ``gspo``: from queries and a model directory to a model directory, with what its rewards could not judge."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from components.gspo.config import GspoConfig, RewardConfig
+from components.gspo.step import run
+from model.data.schema import scorer
+from model.data.shards import open_dataset, write_dataset
+from model.families.opening import load_network
+from model.objectives.config import GspoObjective
+from model.training.config import PackingConfig, TrainingConfig
+from model.training.policy_config import RolloutConfig
+
+CONFIG = GspoConfig(
+    training=TrainingConfig(learning_rate=1e-3, steps=2, batch_size=8, log_every=1, threads=1, precision="float32"),
+    objective=GspoObjective(epsilon_low=3e-4, epsilon_high=4e-4),
+    rollout=RolloutConfig(prompts=4, responses=4, max_new_tokens=64, max_prompt_tokens=256),
+    # Random answers are never right: those that end by themselves lose less.
+    reward=RewardConfig(soft_length=0),
+    heldout_rows=1,
+)
+
+
+@pytest.fixture(scope="module")
+def asked(digits, tmp_path_factory):
+    """Four questions of the tiny corpus; one of them has a scorer that cannot read its own reference."""
+    rows = [row for row in open_dataset(digits / "corpus").rows() if row["task"] == "read"][:4]
+    rows[0] |= {"scorer": scorer("numeric"), "answers": ["no number"]}
+    directory = tmp_path_factory.mktemp("asked") / "queries"
+    write_dataset(directory, rows, shards=1, rejects=[])
+    return directory, rows[0]["id"]
+
+
+def test_a_model_learns_from_its_own_answers(asked, heldout, random_models, context, tmp_path):
+    rows, broken = asked
+    result = run(CONFIG, rows=rows, heldout=heldout, init=random_models[0], model=tmp_path / "model", context=context)
+    assert result.numbers["answers"] == 16 and result.numbers["steps"] == 2
+    assert 0 < result.numbers["answers_cut"] < 16
+    assert result.numbers["answers_failed"] == len(result.values["reward_failures"]) == 4
+    assert all(line.startswith(f"row {broken}: the row's scorer") for line in result.values["reward_failures"])
+    assert set(result.heldout) == {"transcribe", "read", "count", "maximum", "locate"}
+    assert any(record["learning"] for record in result.history)
+    before, after = load_network(random_models[0]), load_network(tmp_path / "model")
+    assert not torch.equal(before.head.weight, after.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("training", {"packing": PackingConfig(max_tokens=64, max_units=4)}, r"training\.packing: answers are packed"),
+        ("training", {"batch_size": 6}, r"batch_size must divide rollout\.prompts \* rollout\.responses"),
+        ("reward", {"soft_length": 64}, r"soft_length must be below rollout\.max_new_tokens, which is 64"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(section, changes, message):
+    given = CONFIG.model_dump()
+    given[section] |= changes
+    with pytest.raises(ValidationError, match=message):
+        GspoConfig.model_validate(given)
