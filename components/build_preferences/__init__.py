@@ -1,1 +1,1 @@
-"""Sample answers and pair right with wrong ones. Described by profiles, not built yet."""
+"""Sample answers and pair right with wrong ones."""

@@ -1,1 +1,1 @@
-"""Keep the queries that are neither too easy nor too hard. Described by profiles, not built yet."""
+"""Keep the queries that are neither too easy nor too hard."""

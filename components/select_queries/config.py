@@ -12,6 +12,8 @@ class SelectQueriesConfig(Section):
     """Over the rollouts that ``build_preferences`` made."""
     highest_accuracy: float = Field(0.8, ge=0, le=1)
     """Over the same rollouts; an easier query is left out."""
+    shards: int = Field(1, ge=1)
+    """Parquet files."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "SelectQueriesConfig":

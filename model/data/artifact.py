@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 # Lineage and reports lie beside the payload: these files never count towards an artifact's identity.
-BESIDE_PAYLOAD = frozenset({"manifest.json", "lineage.json", "funnel.html"})
+BESIDE_PAYLOAD = frozenset({"manifest.json", "lineage.json", "funnel.html", "report.html"})
 _CHUNK = 1 << 20
 
 

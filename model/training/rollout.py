@@ -128,6 +128,7 @@ class NetworkSampler:
     def _sample_batch(
         self, queries: Sequence[Query], samples: Sequence[Sample], count: int, sampling: Sampling, seed: int
     ) -> list[list[Response]]:
+        samples = self.network.prepare(samples)
         prompts = [Prompt(sample.input_ids, sample.positions) for sample in samples]
         context = check_context(self.network, prompts, [f"row {query.row['id']}" for query in queries])
         media = {name: np.concatenate([sample.media[name] for sample in samples]) for name in samples[0].media}
