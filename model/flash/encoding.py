@@ -20,6 +20,7 @@ from model.families.interface import Sample
 from model.flash.compression import compress_sample, tiles_per_image
 from model.flash.decisions import decide
 from model.flash.images import Tiling, choose_grid, read_image, tile_image
+from model.flash.picture import SeenImage
 
 if TYPE_CHECKING:
     from model.flash.network import FlashModel
@@ -76,6 +77,29 @@ def encode_requests(
             grid, key = choose_grid(image.width, image.height, tiling), _key(version, image, tiling, rows_N)
             results[number].append(ImageFeatures(rows, rows_N, grid, version, key))
     return results
+
+
+@torch.inference_mode()
+def look(network: "FlashModel", images: Sequence[Image.Image]) -> list[SeenImage]:
+    """The images of one request as the network sees them, to be drawn; P(compress) of each tile if it has a router.
+
+    Raises:
+        InputError: the request cannot meet the budget of tokens.
+    """
+    tiling = network.tiling.shared_by(len(images))
+    cut = [tile_image(image, tiling) for image in images]
+    counts = [len(tiles) for tiles in cut]
+    if not cut:
+        return []
+    patches_NPD = torch.cat([network.patches(p) for p in torch.from_numpy(np.concatenate(cut)).split(TILES_AT_ONCE)])
+    compressed = network.route(patches_NPD, counts).split(counts)
+    known: list[list[float] | None] = [None] * len(images)
+    if network.router is not None:
+        known = [own.tolist() for own in network.compress_probabilities(patches_NPD).cpu().split(counts)]
+    return [
+        SeenImage(image, choose_grid(*image.size, tiling), flags.tolist(), own, network.rows_per_tile)
+        for image, flags, own in zip(images, compressed, known, strict=True)
+    ]
 
 
 def _key(weights_version: str, image: Image.Image, tiling: Tiling, rows_N: list[int]) -> str:
