@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from benchmarks.harness import Result, arguments, report, result
 from components.collect.config import CollectConfig
@@ -96,15 +97,27 @@ class Answers:
         return np.array([self._known[key] for key in keys])
 
     def resized(self, side: int) -> np.ndarray:
-        """Scores [rows] with every tile in full, at ``side`` pixels."""
-        tiling = replace(self.processor.tiling, tile=side)
-        rows_per_tile = self.processor.rows_per_tile * side**2 // self.processor.tiling.tile**2
-        smaller = replace(self.processor, tiling=tiling, rows_per_tile=rows_per_tile)
+        """Scores [rows] with every tile in full, made ``side`` pixels small before the tower sees it."""
         scores: list[float] = []
         for start in range(0, len(self.rows), _BATCH):
             part = range(start, min(start + _BATCH, len(self.rows)))
-            scores += self._score(part, [smaller.question(self.rows[index]) for index in part], self.network)
+            scores += self._score(part, [self._smaller(self._samples[index], side) for index in part], self.network)
         return np.array(scores)
+
+    def _smaller(self, sample: "Sample", side: int) -> "Sample":
+        """The same tiles at ``side`` pixels, with the first of their placeholders, as many as they have rows."""
+        before, rows = self.processor.tiling.tile, self.processor.rows_per_tile
+        tiles = [Image.fromarray(tile).resize((side, side), Image.Resampling.BICUBIC) for tile in sample.media["tiles"]]
+        ids = np.asarray(sample.input_ids)
+        keep = np.ones(len(ids), bool)
+        places = np.flatnonzero(ids == self.processor.image_token_id).reshape(-1, rows)
+        keep[places[:, rows * side**2 // before**2 :]] = False
+        return replace(
+            sample,
+            input_ids=ids[keep].tolist(),
+            trained=np.asarray(sample.trained)[keep].tolist(),
+            media=sample.media | {"tiles": np.stack([np.asarray(tile) for tile in tiles])},
+        )
 
     def _score(self, part: Sequence[int], samples: "Sequence[Sample]", network: "FlashModel") -> list[float]:
         import torch

@@ -12,7 +12,7 @@ from benchmarks.harness import Result, arguments, report, result
 from model.data.errors import InputError
 
 SUMMARY = Path("out/demo/summary.json")
-PRETRAINED_ON = "transcribe"
+PRETRAINED_ON = ("transcribe", "transcribe_fine")
 AIM = 1.0
 
 
@@ -22,7 +22,7 @@ def measure() -> Result:
         raise InputError(f"{SUMMARY}: missing; run make demo first")
     stages = json.loads(SUMMARY.read_bytes())["stages"]
     evaluated = next(stage for stage in stages if stage["name"] == "evaluate")
-    families = {name: table for name, table in evaluated["heldout"].items() if name != PRETRAINED_ON}
+    families = {name: table for name, table in evaluated["heldout"].items() if name not in PRETRAINED_ON}
     ours = [table["score"] for table in families.values()]
     peer = [table["constant"] for table in families.values()]
     details = {"families": families, "seconds": {stage["name"]: round(stage["seconds"], 1) for stage in stages}}
