@@ -19,6 +19,7 @@ from model.data.schema import Row
 
 PREDICTIONS = "predictions.parquet"
 SCORES = "scores.json"
+ROUTING = "routing.json"
 _SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -79,6 +80,32 @@ def write_predictions(
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd", compression_level=3)
     write_atomic(directory / PREDICTIONS, buffer.getvalue().to_pybytes())
+
+
+def write_routing(directory: Path, routed: Sequence[tuple[int, int]]) -> None:
+    """Write ``routing.json``: (compressed tiles, tiles) of every row; nothing where the network does not route."""
+    if routed:
+        columns = {"compressed": [compressed for compressed, _ in routed], "tiles": [tiles for _, tiles in routed]}
+        write_atomic(directory / ROUTING, json.dumps(columns, sort_keys=True).encode() + b"\n")
+
+
+def read_routing(directory: Path, rows: int) -> list[tuple[int, int]] | None:
+    """What ``write_routing`` wrote for ``rows`` rows; None where there is nothing.
+
+    Raises:
+        InputError: the file is of another kind, or of another number of rows; names it.
+    """
+    path = directory / ROUTING
+    if not path.is_file():
+        return None
+    try:
+        columns = json.loads(path.read_bytes())
+        routed = [(int(c), int(n)) for c, n in zip(columns["compressed"], columns["tiles"], strict=True)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a file of routed tiles ({' '.join(str(error).split())[:200]})") from error
+    if len(routed) != rows:
+        raise InputError(f"{path}: has {len(routed)} rows; there are {rows}")
+    return routed
 
 
 def read_predictions(directory: Path) -> Predictions:

@@ -13,13 +13,16 @@ from components.predictions import (
     check_same_rows,
     origin_of,
     read_predictions,
+    read_routing,
     write_predictions,
+    write_routing,
 )
-from components.scoring_table import check_scorers, mean_score, score_predictions, swap_media
+from components.scoring_table import by_family, check_scorers, mean_score, score_predictions, swap_media
 from model.data.artifact import write_atomic
 from model.data.errors import InputError
 from model.data.schema import Row
 from model.data.shards import open_dataset
+from model.flash.decisions import COMPRESSION
 from scoring.score import best_constant
 
 SCHEMA_VERSION = 1
@@ -32,7 +35,8 @@ def run(config: EvaluateConfig, *, model: Path, heldout: Path, evaluation: Path,
         config: generation, baseline and interval settings.
         model: model directory.
         heldout: dataset directory.
-        evaluation: output; gets ``predictions.parquet`` (raw answers) and then ``scores.json``.
+        evaluation: output; gets ``predictions.parquet`` (raw answers), ``routing.json`` (of a model that routes its
+            tiles) and then ``scores.json``.
         context: surroundings of the step.
 
     Raises:
@@ -43,11 +47,15 @@ def run(config: EvaluateConfig, *, model: Path, heldout: Path, evaluation: Path,
         raise InputError(f"{heldout}: no held-out rows to evaluate on")
     check_scorers(rows)
     origin = origin_of(model, heldout, config.max_new_tokens, config.precision)
-    answers, swapped = _answer(config, model, rows, context)
+    answers, swapped, routed = _answer(config, model, rows, context)
     evaluation.mkdir(parents=True, exist_ok=True)
     write_predictions(evaluation, rows, answers, swapped, origin)
+    write_routing(evaluation, routed)
     table = score_stored(config, evaluation, rows)
-    return StepResult(numbers=_numbers(table, len(rows)), heldout=table)
+    numbers = _numbers(table, len(rows))
+    if (kept := _kept_tokens(routed)) is not None:
+        numbers["visual_tokens_kept"] = kept
+    return StepResult(numbers=numbers, heldout=table)
 
 
 def score_stored(config: EvaluateConfig, evaluation: Path, rows: list[Row]) -> dict[str, FamilyScore]:
@@ -74,14 +82,18 @@ def score_stored(config: EvaluateConfig, evaluation: Path, rows: list[Row]) -> d
         "rows": len(rows),
         "unparsed": sum(score.unparsed for score in table.values()),
     }
+    if routed := read_routing(evaluation, len(rows)):
+        document["visual_tokens_kept"] = _kept_tokens(routed)
+        for family, indices in by_family(rows).items():
+            document["families"][family]["visual_tokens_kept"] = _kept_tokens([routed[index] for index in indices])
     write_atomic(evaluation / SCORES, json.dumps(document, indent=2, sort_keys=True).encode() + b"\n")
     return table
 
 
 def _answer(
     config: EvaluateConfig, model: Path, rows: list[Row], context: StepContext
-) -> tuple[list[str], list[str | None]]:
-    """The answer to every row, and with another row's images where there are any."""
+) -> tuple[list[str], list[str | None], list[tuple[int, int]]]:
+    """The answer to every row, with another row's images where there are any, and what became of each row's tiles."""
     answerer = load_answerer(
         model,
         precision=config.precision,
@@ -92,6 +104,7 @@ def _answer(
         progress=context.progress,
     )
     answers = answerer.answer(rows, "answering")
+    routed = answerer.routed
     swapped: list[str | None] = [None] * len(rows)
     if config.swapped:
         exchanged = swap_media(rows, config.seed)
@@ -99,7 +112,13 @@ def _answer(
         with_other_images = answerer.answer([row for row in exchanged if row is not None], "images swapped")
         for index, answer in zip(asked, with_other_images, strict=True):
             swapped[index] = answer
-    return answers, swapped
+    return answers, swapped, routed
+
+
+def _kept_tokens(routed: list[tuple[int, int]]) -> float | None:
+    """Share of the visual tokens that is left of rows with these (compressed tiles, tiles); None of no tiles."""
+    compressed, tiles = (sum(counts) for counts in zip(*routed, strict=True)) if routed else (0, 0)
+    return 1 - (1 - 1 / COMPRESSION) * compressed / tiles if tiles else None
 
 
 def _numbers(table: dict[str, FamilyScore], rows: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.data.schema import Row
 from model.families.decoding import DecodingBatch, Prompt, check_context, continue_prompts
-from model.families.interface import Network, Processor
+from model.families.interface import Network, Processor, Sample
 from model.families.qwen_network import VisualFeatures
 
 # on_token(request index, token id, new text) -> False cancels that request.
@@ -107,8 +107,11 @@ def answer_rows(
     batch_size: int = 64,
     max_new_tokens: int = 32,
     progress: Callable[[str, int, int], None] | None = None,
+    on_sample: Callable[[Sample], None] | None = None,
 ) -> list[str]:
     """Greedy answers to the questions of dataset rows (their last assistant turn is left out).
+
+    ``on_sample`` is shown every row as it is asked, in order.
 
     Raises:
         InputError: names the row whose medium or messages cannot be used.
@@ -116,6 +119,8 @@ def answer_rows(
     texts = []
     for start in range(0, len(rows), batch_size):
         samples = network.prepare([processor.question(row) for row in rows[start : start + batch_size]])
+        for sample in samples if on_sample is not None else ():
+            on_sample(sample)
         media = {name: np.concatenate([sample.media[name] for sample in samples]) for name in samples[0].media}
         with torch.inference_mode():
             visual = network.media_rows({name: torch.from_numpy(array) for name, array in media.items()})
