@@ -20,14 +20,21 @@ from components.evaluate.component import evaluate
 from components.gate.component import gate
 from components.pretrain.component import pretrain
 from components.register.component import register
+from components.route.component import route
 from components.sft.component import sft
+from components.vico.component import vico
 from model.data.errors import InputError
 from pipelines.platform import apply_platform
 from pipelines.profile import Profile, section_json
 
-STEPS = ("collect", "curate", "pretrain", "sft", "evaluate", "gate", "register", "deploy")
+_DATA = ("collect", "curate")
+_FLASH = ("vico", "route")
+_DELIVERY = ("evaluate", "gate", "register", "deploy")
+STEPS = (*_DATA, "pretrain", "sft", *_FLASH, *_DELIVERY)
 """The full line."""
-_OPTIONAL = ("sft",)
+_OPTIONAL = ("sft", *_FLASH)
+_NEEDS = {"route": "vico"}
+"""Optional steps that work on what another one makes."""
 _RUN_ID_LABEL = "metadata.labels['pipeline/runid']"
 
 
@@ -51,6 +58,9 @@ def _check(profile: Profile) -> None:
             )
     if missing := [step for step in STEPS if step not in (*profile.line, *_OPTIONAL)]:
         raise InputError(f"profile {profile.name}: line: the pipeline train does not go without {', '.join(missing)}")
+    for step, needed in _NEEDS.items():
+        if step in profile.line and needed not in profile.line:
+            raise InputError(f"profile {profile.name}: line: {step} works on what {needed} makes; name both")
 
 
 def _line(configs: Mapping[str, Any], place: Callable[[PipelineTask, str], object]) -> None:
@@ -65,10 +75,15 @@ def _line(configs: Mapping[str, Any], place: Callable[[PipelineTask, str], objec
     data = add(collect)
     heldout = data["heldout"]
     rows = add(curate, corpus=data["corpus"], heldout=heldout)
+    questions = rows["questions"]
     base = add(pretrain, rows=rows["transcriptions"], heldout=heldout, tokenizer=data["tokenizer"])
     model = base["model"]
     if "sft" in configs:
-        model = add(sft, rows=rows["questions"], heldout=heldout, init=model)["model"]
+        model = add(sft, rows=questions, heldout=heldout, init=model)["model"]
+    if "vico" in configs:
+        full, model = model, add(vico, rows=questions, heldout=heldout, init=model)["model"]
+    if "route" in configs:
+        model = add(route, rows=questions, heldout=heldout, init=model, reference=full)["model"]
     evaluation = add(evaluate, model=model, heldout=heldout)["evaluation"]
     verdict = add(gate, model=model, heldout=heldout, evaluation=evaluation)["verdict"]
     registration = add(register, model=model, evaluation=evaluation, verdict=verdict)["registration"]

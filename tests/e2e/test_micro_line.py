@@ -11,11 +11,12 @@ import pytest
 
 from cli.summary import Summary
 from model.data.artifact import file_sha256, payload_sha256
+from pipelines.profile import load_profile
 from tests.repository_copy import RepositoryCopy, processes_with
 
 pytestmark = [pytest.mark.line, pytest.mark.timeout(900), pytest.mark.xdist_group("line")]
-STEPS = ["collect", "curate", "pretrain", "sft", "evaluate", "gate", "register", "deploy"]
-STORED = STEPS[:5]
+STEPS = list(load_profile("micro").line)
+STORED = STEPS[: STEPS.index("gate")]
 
 
 def test_the_line_finishes_and_the_clone_stays_clean(micro_line):
@@ -98,7 +99,7 @@ def test_a_demo_serves_what_the_line_made_and_sums_it_up(micro_line):
     assert [stage.name for stage in summary.stages] == STEPS
     assert summary.cached_steps == STORED
     trained = [stage for stage in summary.stages if stage.tokens]
-    assert [stage.name for stage in trained] == ["pretrain", "sft"]
+    assert [stage.name for stage in trained] == ["pretrain", "sft", "vico", "route"]
     assert all(stage.loss > 0 and stage.heldout for stage in trained)
     evaluated = next(stage for stage in summary.stages if stage.name == "evaluate")
     assert all(0 <= score.low <= score.score <= score.high <= 1 for score in evaluated.heldout.values())

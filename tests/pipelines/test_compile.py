@@ -26,6 +26,11 @@ def compiled(tmp_path, profile):
     return pipeline, platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
+def step_of(label: str) -> str:
+    """The step of a task or an executor, as our components write it."""
+    return label.removeprefix("exec-").replace("-", "_")
+
+
 QUICK = ("micro", "internvl3_5_8b", "qwen2_5_vl_7b")
 PROFILES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in profile_names()]
 
@@ -35,15 +40,15 @@ def test_every_profile_compiles_to_a_valid_package_for_its_cluster(tmp_path, nam
     profile = load_profile(name)
     pipeline, pods = compiled(tmp_path, profile)
     spec = json_format.ParseDict(pipeline, pipeline_spec_pb2.PipelineSpec())
-    assert set(spec.root.dag.tasks) == set(profile.line)
+    assert set(map(step_of, spec.root.dag.tasks)) == set(profile.line)
     assert not any(task.caching_options.enable_cache for task in spec.root.dag.tasks.values())
 
     executors = json_format.ParseDict(
         pipeline["deploymentSpec"], pipeline_spec_pb2.PipelineDeploymentConfig()
     ).executors
-    assert {label.removeprefix("exec-") for label in executors} == set(profile.line)
+    assert set(map(step_of, executors)) == set(profile.line)
     for label, executor in executors.items():
-        machine = task_platform(label.removeprefix("exec-"), profile.platform)
+        machine = task_platform(step_of(label), profile.platform)
         container = executor.container
         assert container.image == machine.image
         assert container.resources.resource_memory_limit == machine.memory
@@ -88,7 +93,7 @@ def test_the_cluster_can_be_changed_without_changing_any_step(tmp_path):
     profile = load_profile("tiny", {"platform": cluster})
     pipeline, pods = compiled(tmp_path, profile)
     executors = pipeline["deploymentSpec"]["executors"]
-    images = {stage: executors[f"exec-{stage}"]["container"]["image"] for stage in profile.line}
+    images = {stage: executors[f"exec-{stage.replace('_', '-')}"]["container"]["image"] for stage in profile.line}
     assert images["collect"] == images["curate"] == "registry.example/data:1"
     assert images["pretrain"] == images["sft"] == "registry.example/train@sha256:" + "0" * 64
     assert images["evaluate"] == images["gate"] == images["register"] == images["deploy"] == "fovea-train:latest"
@@ -102,7 +107,7 @@ def test_the_cluster_can_be_changed_without_changing_any_step(tmp_path):
 def test_shared_memory_is_mounted_where_the_profile_asks_for_it(tmp_path):
     _, pods = compiled(tmp_path, load_profile("internvl3_5_8b"))
     mounted = {label: pod["emptyDirMounts"] for label, pod in pods.items() if "emptyDirMounts" in pod}
-    assert {image_family(label.removeprefix("exec-")) for label in mounted} == {"train", "score"}
+    assert {image_family(step_of(label)) for label in mounted} == {"train", "score"}
     assert mounted["exec-sft"][0]["mountPath"] == "/dev/shm"
     assert mounted["exec-sft"][0]["sizeLimit"] == "64Gi"
 

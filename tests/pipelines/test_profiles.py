@@ -99,7 +99,7 @@ def test_a_line_with_a_stage_that_is_not_built_is_refused():
         (["collect", "train"], "no stage is named 'train'"),
         (["curate", "collect"], "once each, in this order"),
         (["collect", "collect"], "once each, in this order"),
-        (["collect", "mpo"], "stage mpo has no section"),
+        (["collect", "stream_sft"], "stage stream_sft has no section"),
         ([], "at least 1 item"),
     ],
 )
