@@ -49,16 +49,24 @@ class Deployment(Section):
         Raises:
             InputError: the storage is not on this machine, or the directory is gone.
         """
-        uri = self.model.storage_uri
-        parts = urlsplit(uri)
-        if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
-            raise InputError(f"{uri}: not a local directory; fetch the model and serve its directory")
-        directory = Path(unquote(parts.path) if parts.scheme else uri)
-        if not directory.is_absolute():
-            directory = Path(os.environ.get("FOVEA_OUT", "out")) / directory
-        if not (directory / "config.json").is_file():
-            raise InputError(f"{directory}: no model directory (config.json is missing)")
-        return directory.resolve()
+        return local_model(self.model.storage_uri)
+
+
+def local_model(storage_uri: str) -> Path:
+    """The directory of a registered model's storage.
+
+    Raises:
+        InputError: the storage is not on this machine, or the directory is gone.
+    """
+    parts = urlsplit(storage_uri)
+    if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
+        raise InputError(f"{storage_uri}: not a local directory; fetch the model and serve its directory")
+    directory = Path(unquote(parts.path) if parts.scheme else storage_uri)
+    if not directory.is_absolute():
+        directory = Path(os.environ.get("FOVEA_OUT", "out")) / directory
+    if not (directory / "config.json").is_file():
+        raise InputError(f"{directory}: no model directory (config.json is missing)")
+    return directory.resolve()
 
 
 def read_deployment(path: Path) -> Deployment:

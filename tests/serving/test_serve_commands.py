@@ -6,13 +6,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cli import serve
+from cli import chat, serve
 from model.data.errors import InputError
 from tests.serving.requests import png
 
 pytestmark = pytest.mark.xdist_group("serving")
 app = typer.Typer()
-for command in (serve.serve, serve.stop, serve.chat):
+for command in (serve.serve, serve.stop, chat.chat):
     app.command()(command)
 
 
@@ -54,6 +54,14 @@ def test_chat_shows_the_servers_own_message(here, tmp_path):
 
 def test_chat_names_a_missing_image(here):
     assert "missing.png: No such file" in str(fovea("chat", "missing.png", "what?").exception)
+
+
+def test_chat_thinks_with_the_served_model_and_leaves_choosing_to_a_directory(here, tmp_path):
+    plain, thinking = (fovea("chat", "how many?", "--max-tokens", "5", *think) for think in ((), ("--think",)))
+    assert thinking.exit_code == 0, thinking.output
+    assert thinking.output != plain.output
+    chosen = fovea("chat", "how many?", "--best-of", "2", "--critic", str(tmp_path))
+    assert "decode greedily; name the model's directory" in str(chosen.exception)
 
 
 def test_a_second_serve_names_the_first(here, tiny_directory, served):
