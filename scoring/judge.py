@@ -21,6 +21,8 @@ from pathlib import Path
 from threading import Lock
 from typing import IO
 
+from scoring import judge_worker  # so that what judges is part of the code of every step that asks it
+
 # A worker that uses no processor time and gives no answer (stopped, swapped out) is waited for this much longer.
 _CLOCK_FACTOR = 20
 
@@ -74,7 +76,7 @@ class _Worker:
     def _start(self) -> None:
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-m", "scoring.judge_worker", str(os.getpid()), str(self._seconds)]
+        command = [sys.executable, "-m", judge_worker.__name__, str(os.getpid()), str(self._seconds)]
         self._process = subprocess.Popen(
             [*command, str(self._memory_mb)],
             stdin=subprocess.PIPE,
