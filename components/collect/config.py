@@ -39,7 +39,8 @@ class CollectConfig(Section):
     digits: DigitsConfig | None = None
     """Build the embedded corpus: five families about handwritten digits."""
     embedded: EmbeddedConfig | None = None
-    """Build further families of the embedded corpus, with or without ``digits``."""
+    """Build further families of the embedded corpus, with or without ``digits``, whose seed and held-out share they
+    take where they have none of their own."""
     dataset: Path | None = None
     """Or take an existing dataset (docs/data.md): a directory with ``train`` and ``heldout``."""
     source: AnySource | None = None
@@ -57,7 +58,10 @@ class CollectConfig(Section):
         if built_in + (self.dataset is not None) + (self.source is not None) != 1:
             raise ValueError("give exactly one of digits, dataset and source; embedded stands alone or beside digits")
         if self.digits is not None and self.embedded is not None:
-            ours = (self.digits.seed, self.digits.heldout_glyph_share)
-            if ours != (self.embedded.seed, self.embedded.heldout_share):
+            ours = {"seed": self.digits.seed, "heldout_share": self.digits.heldout_glyph_share}
+            unsaid = {name: value for name, value in ours.items() if name not in self.embedded.model_fields_set}
+            # Sections are frozen, and this one is still being made.
+            object.__setattr__(self, "embedded", self.embedded.model_copy(update=unsaid))
+            if ours != {name: getattr(self.embedded, name) for name in ours}:
                 raise ValueError("digits and embedded need one seed and one held-out share: they share the glyphs")
         return self

@@ -261,3 +261,12 @@ def test_a_contact_sheet_shows_every_row(corpus):
     together = contact_sheet([firsts[task] for task in ("sum", "text_sum", "photo_change", "clip_order")])
     assert together.height == max(heights)
     assert together.crop((0, 0, 340, 150)).tobytes() == sheets[0].crop((0, 0, 340, 150)).tobytes()
+
+
+def test_the_digits_say_seed_and_held_out_share_of_the_further_families_where_those_say_nothing():
+    digits = {"transcriptions": 1, "questions": 1, "seed": 5, "heldout_glyph_share": 0.3}
+    both = CollectConfig.model_validate({"digits": digits, "embedded": {"fine_print": {"rows": 1}}})
+    assert (both.embedded.seed, both.embedded.heldout_share) == (5, 0.3)
+    assert CollectConfig.model_validate_json(both.model_dump_json()) == both
+    with pytest.raises(ValidationError, match="one seed and one held-out share"):
+        CollectConfig.model_validate({"digits": digits, "embedded": {"seed": 0, "fine_print": {"rows": 1}}})
