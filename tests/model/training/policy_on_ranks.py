@@ -1,0 +1,81 @@
+"""What two ranks of one torchrun do for test_policy_distributed.py: learn from rollouts in several ways."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from model.flash.build import build_model
+from model.training.engine import world
+from tests.model.training.policy_runs import even_share, queries, rollout, run, training
+from tests.tiny import byte_tokenizer, tiny_config
+
+CASES = {
+    "copies": {},
+    "zero2": {"zero": {"stage": 2}},
+    "zero3": {"zero": {"stage": 3}},
+    "zero3 half": {"zero": {"stage": 3}, "precision": "bfloat16"},
+}
+PLAN = {"prompts": 4, "responses": 4, "max_new_tokens": 6, "kept_together": 1}
+SETTINGS = {"steps": 6, "batch_size": 8, "micro_batch_size": 3, "learning_rate": 1e-4, "checkpoint_every": 3}
+"""Two steps an iteration; checkpoints after its first step and after its second."""
+
+
+class Killed(BaseException):
+    """Stands for the end of all ranks."""
+
+
+def unequal(answers):
+    """One query has equal rewards, so that one rank has a micro-batch that teaches nothing."""
+    judged = even_share(answers)
+    equal = even_share(answers[:1])[0]
+    return [equal if row["id"] == "q3" else one for (row, _), one in zip(answers, judged, strict=True)]
+
+
+def learn(changes: dict, state_dir: Path, stop_at: int | None = None):
+    """(network, state, memory) of one case."""
+
+    def progress(_label, done, total):
+        if (done, total) == (stop_at, SETTINGS["steps"]):
+            raise Killed
+
+    config = training(**SETTINGS | changes | {"processes": world()[1]})
+    network, processor = build_model(tiny_config(), byte_tokenizer(), seed=0)
+    return run(
+        state_dir,
+        config=config,
+        plan=rollout(**PLAN),
+        rows=queries(6),
+        reward=unequal,
+        network=network,
+        processor=processor,
+        progress=progress,
+    )
+
+
+def main(out: Path) -> None:
+    """Run every case whole, and stopped in the middle of an iteration; rank 0 notes the results."""
+    found = {}
+    for name, changes in CASES.items():
+        network, state, memory = learn(changes, out / "whole" / name)
+        try:
+            learn(changes, out / "stopped" / name, stop_at=4)
+        except Killed:
+            again, resumed, counted = learn(changes, out / "stopped" / name)
+        same = all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+        found[name] = {
+            "history": state.history,
+            "resumed": resumed.history,
+            "same_weights": same,
+            "same_counts": memory.state() == counted.state(),
+        }
+        if world()[0] == 0:
+            save_file({n: p.detach().contiguous() for n, p in network.named_parameters()}, out / f"{name}.safetensors")
+    if world()[0] == 0:
+        (out / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,82 @@
+"""Two processes learn from rollouts as one does, with copies of the weights and with weights that are divided."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.model.training import policy_on_ranks
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+EXACT = [name for name in policy_on_ranks.CASES if not name.endswith("half")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """Where two ranks have learned in every case."""
+    out = tmp_path_factory.mktemp("policy-ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tests.model.training.policy_on_ranks", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        output = process.communicate(timeout=240)[0].decode()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output[-4000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def found(two_ranks):
+    return json.loads((two_ranks / "found.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """(network, state, memory) of one process."""
+    return policy_on_ranks.learn({}, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_two_ranks_give_the_losses_and_the_weights_of_one_process(two_ranks, found, alone, name):
+    network, state, _ = alone
+    for ours, theirs in zip(state.history, found[name]["history"], strict=True):
+        for key in ("reward", "length", "degenerate", "learning", "reward/read", "reward/count"):
+            assert theirs.get(key) == ours.get(key), "the same answers"
+        assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-5)
+        assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-3)
+        assert theirs["ratio"] == pytest.approx(ours["ratio"], abs=1e-5)
+        assert theirs["entropy"] == pytest.approx(ours["entropy"], rel=1e-5)
+    assert any(record["degenerate"] for record in state.history)
+    theirs = load_file(two_ranks / f"{name}.safetensors")
+    for parameter_name, parameter in network.named_parameters():
+        torch.testing.assert_close(theirs[parameter_name], parameter.detach(), atol=1e-4, rtol=0, msg=parameter_name)
+
+
+@pytest.mark.parametrize("name", policy_on_ranks.CASES)
+def test_ranks_that_were_stopped_go_on_bit_for_bit(found, name):
+    """Stopped one step after a checkpoint that lies in the middle of an iteration."""
+    assert found[name]["resumed"] == found[name]["history"]
+    assert found[name]["same_weights"] and found[name]["same_counts"]
+
+
+def test_half_precision_learns_too(found):
+    """Its weights are rounded, and so are its answers: only what does not depend on them is the same."""
+    for record in found["zero3 half"]["history"]:
+        assert record["mismatch"] < 0.1 if record["learning"] else record["grad_norm"] == 0
