@@ -21,8 +21,6 @@ from pathlib import Path
 from threading import Lock
 from typing import IO
 
-from scoring import judge_worker  # so that what judges is part of the code of every step that asks it
-
 # A worker that uses no processor time and gives no answer (stopped, swapped out) is waited for this much longer.
 _CLOCK_FACTOR = 20
 
@@ -74,6 +72,10 @@ class _Worker:
             self._input.flush()
 
     def _start(self) -> None:
+        # So that what judges is part of the code of every step that asks it. It imports scoring.score, which imports
+        # this module.
+        from scoring import judge_worker
+
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         command = [sys.executable, "-m", judge_worker.__name__, str(os.getpid()), str(self._seconds)]
