@@ -122,7 +122,7 @@ class Page:
 
 def example(row: Row, note: str, texts: Sequence[tuple[str, bool, str]]) -> Example:
     """A row with small copies of its pictures, and its texts cut to a few lines."""
-    question = "\n".join(turn["content"] for turn in row["messages"][:-1] if turn["role"] == "user")
+    question = "\n".join(turn["content"].strip() for turn in row["messages"][:-1] if turn["role"] == "user")
     shown = [found.uri for medium in row["media"][:_PICTURES] if (found := thumbnail(medium, _SIDE)).uri]
     return Example(row["id"], note, _cut(question), shown, [(label, good, _cut(text)) for label, good, text in texts])
 

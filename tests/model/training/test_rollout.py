@@ -17,21 +17,35 @@ from model.training.attention import use_varlen_attention
 from model.training.rollout import NetworkSampler, Query, generating
 from model.training.sampling import Sampling, sampleable_ids
 from tests.tiny import byte_tokenizer, picture, question_row, random_model
+from tests.tiny_flash import random_flash_model
+from tests.tiny_internvl import random_architecture
 from tests.tiny_qwen import mixed_row, save_stock
 
 TOKENS = 8
 GREEDY = Sampling(temperature=1e-6, max_new_tokens=TOKENS)
 
 
-@pytest.fixture(scope="module", params=["internvl", "qwen2_5_vl", "qwen3_vl"])
+def slow(name):
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+QWEN = ["qwen2_5_vl", "qwen3_vl", slow("qwen2_vl"), slow("qwen3_vl_moe")]
+
+
+@pytest.fixture(scope="module", params=["internvl", "flash", slow("gpt_oss"), *QWEN])
 def family(request, tmp_path_factory):
     """(network, processor, questions about nothing, an image, two images of several tiles, a video)."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(5)
-    if request.param == "internvl":
+    opened = {
+        "internvl": lambda: random_model(byte_tokenizer()),
+        "flash": lambda: random_flash_model(byte_tokenizer()),
+        "gpt_oss": lambda: random_architecture("20b, GPT-OSS"),
+    }
+    if request.param in opened:
         shown = [[], [picture(rng)], [picture(rng, 2, 1), picture(rng, 1, 3)]]
         rows = [question_row(f"row-{i}", images, "42", "What? " * (i + 1)) for i, images in enumerate(shown)]
-        return *random_model(byte_tokenizer()), rows
+        return *opened[request.param](), rows
     directory = tmp_path_factory.mktemp(request.param)
     save_stock(request.param, directory)
     rows = [mixed_row(f"row-{i}", rng, kind, "42", "What? " * (i + 1)) for i, kind in enumerate(["", "i", "ii", "v"])]
@@ -72,7 +86,7 @@ def sample(network, processor, rows, count, sampling=GREEDY, seed=0, **options):
 
 def whole_states(network, processor, row, answer, after=0):
     """Final states before each answer token (and ``after`` more) of one forward pass without a cache."""
-    question = processor.question(row)
+    (question,) = network.prepare([processor.question(row)])
     ids, first = [*question.input_ids, *answer], len(question.input_ids)
     positions = None
     if question.positions is not None:
