@@ -161,22 +161,30 @@ class Judges:
         with self._lock:
             waiting = deque(enumerate(requests))
             idle, busy = list(self._workers), dict[int, _Worker]()
-            while waiting or busy:
-                while waiting and idle:
-                    worker = idle.pop()
-                    index, request = waiting.popleft()
-                    worker.send(request, index)
-                    busy[worker.output.fileno()] = worker
-                for worker, verdict in _answered(busy):
-                    verdicts[worker.index] = verdict
-                    idle.append(worker)
+            try:
+                while waiting or busy:
+                    while waiting and idle:
+                        worker = idle.pop()
+                        index, request = waiting.popleft()
+                        worker.send(request, index)
+                        busy[worker.output.fileno()] = worker
+                    for worker, verdict in _answered(busy):
+                        verdicts[worker.index] = verdict
+                        idle.append(worker)
+            except BaseException:
+                # A verdict that nobody reads now would be taken for the next request's.
+                self._end()
+                raise
         return verdicts
 
     def close(self) -> None:
         """End the workers; a later request starts new ones."""
         with self._lock:
-            for worker in self._workers:
-                worker.close()
+            self._end()
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            worker.close()
 
 
 def _answered(busy: dict[int, _Worker]) -> list[tuple[_Worker, Verdict]]:

@@ -125,6 +125,18 @@ def test_closing_ends_the_processes_and_a_later_request_starts_others(judges):
     held.close()
 
 
+def test_an_interrupted_question_leaves_no_verdict_for_the_next(scorers):
+    def interrupt(_number, _frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    with pytest.raises(KeyboardInterrupt):
+        scorers.ask([exact("8"), exact("sleep"), exact("8")])
+    signal.signal(signal.SIGALRM, before)
+    assert scorers.ask([exact("9")]) == [Verdict(0.0, True)]
+
+
 def test_a_killed_parent_leaves_no_judge_behind():
     script = (
         "import time; from scoring.judge import Judges, Request\n"
