@@ -7,6 +7,17 @@ from pydantic import Field, model_validator
 from model.config import Section
 
 
+class ServerConfig(Section):
+    """A vLLM server that serves the step's model. Prompts are compared with ours; its weights cannot be."""
+
+    url: str = Field(pattern=r"^https?://[^/\s]+$")
+    """Where it listens, without a path."""
+    model: str = Field(min_length=1)
+    """The name that it serves the model under."""
+    concurrency: int = Field(64, gt=0)
+    """Queries that are asked at the same time."""
+
+
 class BuildPreferencesConfig(Section):
     """Chosen and rejected answers from rollouts (the MPO data pipeline; the defaults are the released ones)."""
 
@@ -41,6 +52,9 @@ class BuildPreferencesConfig(Section):
     """CPU threads; part of the identity of a result."""
     decode_tokens: int = Field(65536, gt=0)
     """Positions of the key-value cache that are decoded together: bounds memory, changes no answer."""
+    server: ServerConfig | None = None
+    """Samples instead of this process, which then loads no weights. A server rounds by what it does besides: after a
+    kill the rest of the answers may differ from those of a run that nobody killed."""
     shards: int = Field(1, ge=1)
     """Parquet files of the pairs."""
     seed: int = Field(0, ge=0)

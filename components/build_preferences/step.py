@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from components.build_preferences.config import BuildPreferencesConfig
+from components.build_preferences.engines import open_engine
 from components.build_preferences.pairing import Pair, answer_pairs, dropout_pair, why_no_pairs
 from components.build_preferences.queries import check_references, choose_queries
 from components.build_preferences.sampling import Sampled, Sampler
@@ -16,9 +15,6 @@ from model.data.artifact import write_atomic
 from model.data.errors import InputError
 from model.data.schema import Reject, Row
 from model.data.shards import Dataset, open_dataset, write_dataset
-from model.families.opening import load_network, load_processor
-from model.training.loop import make_deterministic
-from model.training.rollout import NetworkSampler
 from scoring.judge import Judges
 
 STEP = "build_preferences"
@@ -58,12 +54,8 @@ def _rows(dataset: Dataset, ids: set[str]) -> Iterator[Row]:
 
 
 def _sampler(config: BuildPreferencesConfig, model: Path, judges: Judges, directory: Path) -> Sampler:
-    make_deterministic(config.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = load_network(model, dtype=getattr(torch, config.precision), device=device)
-    processor = load_processor(model)
-    engine = NetworkSampler(network, processor, config.decode_tokens)
-    return Sampler(config, engine, processor, network.config.text_config.max_position_embeddings, judges, directory)
+    engine, processor, context = open_engine(config, model)
+    return Sampler(config, engine, processor, context, judges, directory)
 
 
 def pairs_of(sampled: Sampled, config: BuildPreferencesConfig) -> list[Pair]:
@@ -82,8 +74,8 @@ def _write(
     outputs: dict[str, Path],
 ) -> StepResult:
     asked = chosen - refused.keys()
-    statistics = Statistics(config.rollouts, config.pairs_per_query, refused=len(refused), beyond=len(dataset))
-    statistics.beyond -= len(chosen)
+    beyond = len(dataset) - len(chosen)
+    statistics = Statistics(config.rollouts, config.pairs_per_query, refused=len(refused), beyond=beyond)
     for sampled in sampler.read(_rows(dataset, asked)):
         statistics.add(sampled, pairs_of(sampled, config))
     if not statistics.pairs:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from components.build_preferences import step
+from components.build_preferences import engines, step
+from components.build_preferences.config import ServerConfig
 from components.build_preferences.judging import keeps_format
 from components.build_preferences.pairing import answer_pairs, dropout_pair, entailed
 from components.build_preferences.queries import beginning, without_media
@@ -172,6 +173,40 @@ def test_rows_that_cannot_be_asked_are_rejects_and_bad_scorers_stop_the_step(wor
     assert "no image that could be left out" in rejects["blind"]
     with pytest.raises(InputError, match="row 'own': multiple_choice: the reference 'seven'"):
         build(world, tmp_path, rows=save_questions(tmp_path / "bad", [*world[2][:3], own]))
+
+
+def test_a_server_samples_in_place_of_the_model_whose_weights_stay_unread(built, world, tmp_path, monkeypatch):
+    from model.families.opening import load_network, load_processor
+
+    here = NetworkSampler(load_network(world[0]), load_processor(world[0]))
+    asked = []
+
+    def sample(self, queries, *rest):
+        asked.append((self.server.url, self.model))
+        return here.sample(queries, *rest)
+
+    monkeypatch.setattr(engines.VllmSampler, "sample", sample)
+    monkeypatch.setattr(engines, "load_network", None)
+    server = ServerConfig(url="http://127.0.0.1:8000", model="guesser")
+    pairs, rollouts, _ = build(world, tmp_path, SMALL.model_copy(update={"server": server}))
+    assert set(asked) == {("http://127.0.0.1:8000", "guesser")}
+    assert identities(pairs, rollouts) == identities(*built[:2])
+
+
+def test_a_server_that_does_not_answer_is_one_line(world, tmp_path):
+    server = ServerConfig(url="http://127.0.0.1:9", model="guesser")
+    with pytest.raises(InputError, match=r"row read-0: vLLM at http://127\.0\.0\.1:9: .*ConnectError"):
+        build(world, tmp_path, SMALL.model_copy(update={"server": server, "open_tasks": ()}))
+
+
+@pytest.mark.parametrize("layout", ["text_config", "llm_config", None])
+def test_context_and_vocabulary_are_read_in_every_published_layout(tmp_path, layout):
+    text = {"vocab_size": 7, "max_position_embeddings": 9}
+    (tmp_path / "config.json").write_text(json.dumps({layout: text} if layout else text))
+    assert engines.text_settings(tmp_path) == text
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="the language model has no vocab_size"):
+        engines.text_settings(tmp_path)
 
 
 @pytest.mark.slow
