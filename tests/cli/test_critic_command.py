@@ -83,3 +83,21 @@ def test_a_row_that_cannot_be_judged_is_named(tmp_path):
     rows[0]["scorer"] = scorer("bleu")
     with pytest.raises(InputError, match="row r0: unknown scorer 'bleu'"):
         critic.label_dataset(tmp_path / "made", rows, CountingEngine(), SETTINGS, {})
+
+
+def test_what_the_command_makes_trains_a_critic_in_the_step_sft(tiny_directory, tmp_path, rng):
+    from components.context import StepContext
+    from components.sft.config import SftConfig
+    from components.sft.step import run
+    from model.critic.critic import load_critic
+    from model.training.config import TrainingConfig
+
+    rows = [question_row("r0", [picture(rng)], "8", question="Which?")]
+    critic.label_dataset(tmp_path / "made", rows, CountingEngine(), SETTINGS, {})
+    training = TrainingConfig(learning_rate=1e-3, steps=1, batch_size=2, precision="float32", threads=1)
+    places = {"rows": tmp_path / "made", "heldout": tmp_path / "made", "init": tiny_directory}
+    context = StepContext(tmp_path / "state")
+    result = run(SftConfig(training=training), **places, model=tmp_path / "critic", context=context)
+    assert set(result.heldout) == {"critic"}
+    (score,) = load_critic(tmp_path / "critic").scores(rows[0], ["8\n\n9"])
+    assert len(score.steps) == 2 and 0 < score.score < 1
