@@ -19,11 +19,11 @@ from grpc_interceptor.exceptions import InvalidArgument, ResourceExhausted
 from kserve import InferRequest, Model
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from prometheus_client import Counter, Gauge, Histogram
-from torch import Tensor
 
 from model.data.errors import InputError
 from model.flash.checkpoint import load_model
 from model.flash.decisions import Decision
+from model.flash.encoding import Shown, show_requests
 from model.flash.images import Tiling, read_image, tile_image
 from model.flash.network import FlashModel
 from serving.config import VisionServerConfig
@@ -42,8 +42,6 @@ _TILES = Counter("fovea_vision_tiles_total", "Tiles that went through the tower"
 _CACHE = Gauge("fovea_vision_cache_bytes", "Bytes of cached features")
 _Tiles = list[np.ndarray]
 """Tiles [N, S, S, 3] of images that are routed together."""
-_Shown = list[tuple[Tensor, list[int]]]
-"""Features [rows, hidden] of each, and the rows of each of its tiles."""
 _Result = TypeVar("_Result")
 
 
@@ -62,7 +60,7 @@ class VisionPredictor(Model):
         self._decoders = ThreadPoolExecutor(_DECODERS, "decode")
         self._pending_images = 0
         self._network: FlashModel | None = None
-        self._batcher: MicroBatcher[_Tiles, _Shown | InputError] = MicroBatcher(
+        self._batcher: MicroBatcher[_Tiles, Shown | InputError] = MicroBatcher(
             self._encode,
             max_cost=config.max_batch_tiles,
             max_wait_s=config.batch_wait_ms / 1000,
@@ -180,20 +178,14 @@ class VisionPredictor(Model):
         return tile_image(opened, tiling)
 
     @torch.inference_mode()
-    def _encode(self, requests: list[_Tiles]) -> list[_Shown | InputError]:
+    def _encode(self, requests: list[_Tiles]) -> list[Shown | InputError]:
         """What each request shows, or why it cannot; runs on the batcher's thread."""
         counts = [[len(tiles) for tiles in images] for images in requests]
         _BATCH.observe(sum(map(sum, counts)))
         _QUEUED.set(self._batcher.waiting_cost)
         together = np.concatenate([tiles for images in requests for tiles in images])
-        patches = self._network.patches(torch.from_numpy(together)).split([sum(own) for own in counts])
-        results: list[_Shown | InputError] = []
-        for own_patches, own in zip(patches, counts, strict=True):
-            try:
-                results.append(self._network.show(own_patches, own))
-            except InputError as error:
-                results.append(error)  # the others of the batch are answered
-        return results
+        # A request that cannot be shown gets its reason; the others of the batch are answered.
+        return show_requests(self._network, self._network.patches(torch.from_numpy(together)), counts)
 
 
 def _settings(tiling: Tiling, decision: Decision | None) -> dict[str, object]:

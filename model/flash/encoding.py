@@ -18,7 +18,7 @@ from torch import Tensor
 from model.data.errors import InputError
 from model.families.interface import Sample
 from model.flash.compression import compress_sample, tiles_per_image
-from model.flash.decisions import decide
+from model.flash.decisions import COMPRESSION, Decision, decide
 from model.flash.images import Tiling, choose_grid, read_image, tile_image
 from model.flash.picture import SeenImage
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 TILES_AT_ONCE = 64
 """Tiles that go through the tower together: 64 rows of large images have 832 of them."""
+Shown = list[tuple[Tensor, list[int]]]
+"""Of each image of a request its features [R, D], and the rows of each of its tiles."""
 
 
 @dataclass
@@ -67,15 +69,59 @@ def encode_requests(
         return results
     tiles_NSSC = torch.from_numpy(np.concatenate([tiles for *_, tiles in cut]))
     patches_NPD = torch.cat([network.patches(part) for part in tiles_NSSC.split(TILES_AT_ONCE)])
-    start, version = 0, network.weights_version
-    for number, of_request in groupby(cut, key=itemgetter(0)):
-        images = list(of_request)
-        counts = [len(tiles) for *_, tiles in images]
-        seen = network.show(patches_NPD[start : start + sum(counts)], counts)
-        start += sum(counts)
-        for (_, image, tiling, _), (rows, rows_N) in zip(images, seen, strict=True):
+    asked = [list(of_request) for _, of_request in groupby(cut, key=itemgetter(0))]
+    seen = show_requests(network, patches_NPD, [[len(tiles) for *_, tiles in images] for images in asked])
+    version = network.weights_version
+    for images, shown in zip(asked, seen, strict=True):
+        if isinstance(shown, InputError):
+            raise shown
+        for (number, image, tiling, _), (rows, rows_N) in zip(images, shown, strict=True):
             grid, key = choose_grid(image.width, image.height, tiling), _key(version, image, tiling, rows_N)
             results[number].append(ImageFeatures(rows, rows_N, grid, version, key))
+    return results
+
+
+def show_requests(
+    network: "FlashModel",
+    patches_NPD: Tensor,
+    requests: Sequence[Sequence[int]],
+    decisions: Sequence[Decision | None] | None = None,
+) -> list[Shown | InputError]:
+    """Requests whose patches came from the tower together, each routed by itself, through the projectors together.
+
+    Args:
+        network: routes them.
+        patches_NPD: of all tiles.
+        requests: the tiles of each image of each request; their sum is N.
+        decisions: of each request; the network's own for all where it is None.
+
+    Returns:
+        of each request its images, or why it cannot be shown: its budget of tokens cannot be met.
+    """
+    chosen = [network.decision] * len(requests) if decisions is None else decisions
+    routed = any(decision is not None for decision in chosen)
+    probabilities_N = network.compress_probabilities(patches_NPD).cpu().numpy() if routed else None
+    compressed_N, start = np.zeros(len(patches_NPD), bool), 0
+    refused: dict[int, InputError] = {}
+    rows = network.rows_per_tile
+    for number, (counts, decision) in enumerate(zip(requests, chosen, strict=True)):
+        own = slice(start, start + sum(counts))
+        start = own.stop
+        if decision is not None:
+            try:
+                compressed_N[own] = decide(probabilities_N[own], counts, decision, rows_per_tile=rows)
+            except InputError as error:
+                refused[number] = error
+    rows_N = np.where(compressed_N, rows // COMPRESSION, rows).tolist()
+    left = network.project(patches_NPD, torch.from_numpy(compressed_N))
+    results: list[Shown | InputError] = []
+    for number, counts in enumerate(requests):
+        shown = []
+        for tiles in counts:
+            own_N, rows_N = rows_N[:tiles], rows_N[tiles:]
+            features, left = left[: sum(own_N)], left[sum(own_N) :]
+            shown.append((features, own_N))
+        results.append(refused.get(number, shown))
     return results
 
 
@@ -92,12 +138,15 @@ def look(network: "FlashModel", images: Sequence[Image.Image]) -> list[SeenImage
     if not cut:
         return []
     patches_NPD = torch.cat([network.patches(p) for p in torch.from_numpy(np.concatenate(cut)).split(TILES_AT_ONCE)])
-    compressed = network.route(patches_NPD, counts).split(counts)
+    (shown,) = show_requests(network, patches_NPD, [counts])
+    if isinstance(shown, InputError):
+        raise shown
+    compressed = [[count < network.rows_per_tile for count in rows_N] for _, rows_N in shown]
     known: list[list[float] | None] = [None] * len(images)
     if network.router is not None:
         known = [own.tolist() for own in network.compress_probabilities(patches_NPD).cpu().split(counts)]
     return [
-        SeenImage(image, choose_grid(*image.size, tiling), flags.tolist(), own, network.rows_per_tile)
+        SeenImage(image, choose_grid(*image.size, tiling), flags, own, network.rows_per_tile)
         for image, flags, own in zip(images, compressed, known, strict=True)
     ]
 

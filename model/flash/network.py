@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from model.data.errors import InputError
 from model.families.interface import HiddenStates, Inputs, Parts, Sample
-from model.flash.decisions import COMPRESSION, FLASH_KEYS, Decision, decide
+from model.flash.decisions import COMPRESSION, FLASH_KEYS, Decision
 from model.flash.encoding import TILES_AT_ONCE, ImageFeatures, encode_requests, route_samples
 from model.flash.images import Tiling
 from model.flash.processor import IMAGENET_MEAN, IMAGENET_STD
@@ -167,30 +167,6 @@ class FlashModel(nn.Module):
         """uint8 tiles [N, S, S, 3] to features at full resolution [N, rows per tile, D]."""
         return self.project(self.patches(tiles_NSSC)).unflatten(0, (len(tiles_NSSC), -1))
 
-    def route(self, patches_NPD: Tensor, tiles_per_image: Sequence[int]) -> Tensor:
-        """What the network decides for the tiles of ONE request: bool [N], True to compress.
-
-        Raises:
-            InputError: the request cannot meet the budget of tokens.
-        """
-        if self.decision is None or not len(patches_NPD):
-            return torch.zeros(len(patches_NPD), dtype=torch.bool)
-        probabilities_N = self.compress_probabilities(patches_NPD).cpu().numpy()
-        return torch.from_numpy(
-            decide(probabilities_N, tiles_per_image, self.decision, rows_per_tile=self.rows_per_tile)
-        )
-
-    def show(self, patches_NPD: Tensor, tiles_per_image: Sequence[int]) -> list[tuple[Tensor, list[int]]]:
-        """Rows [R, D] of each image of ONE request as the network routes them, and the rows of each of its tiles.
-
-        Raises:
-            InputError: the request cannot meet the budget of tokens.
-        """
-        compressed_N = self.route(patches_NPD, tiles_per_image)
-        rows_N = torch.where(compressed_N, self.rows_per_tile // COMPRESSION, self.rows_per_tile).split(tiles_per_image)
-        rows = self.project(patches_NPD, compressed_N).split([int(tiles.sum()) for tiles in rows_N])
-        return [(features, tiles.tolist()) for features, tiles in zip(rows, rows_N, strict=True)]
-
     @torch.inference_mode()
     def prepare(self, samples: Sequence[Sample]) -> list[Sample]:
         """Samples with the placeholders that their tiles will fill: routed where the network routes, each by itself.
@@ -262,21 +238,16 @@ class FlashModel(nn.Module):
         shown_NPD = patches_NPD[:-1] if inputs.blank else patches_NPD
         if inputs.blank and compressed_N is not None:
             compressed_N = compressed_N[: len(shown_NPD)]
-        unseen = [self.project(patches_NPD[-1:]).sum()] if inputs.blank else []
-        if self._second_trains():
-            # Ranks wait for each other's gradients: a projector that no tile takes here still has to run.
-            chosen = torch.zeros(len(shown_NPD), dtype=torch.bool) if compressed_N is None else compressed_N
-            if bool(chosen.all()) and not inputs.blank:
-                unseen.append(self.project(patches_NPD[:1]).sum())
-            if not bool(chosen.any()):
-                unseen.append(self.project(patches_NPD[:1], torch.ones(1, dtype=torch.bool)).sum())
+        chosen = torch.zeros(len(shown_NPD), dtype=torch.bool) if compressed_N is None else compressed_N
+        unseen = []
+        # Ranks wait for each other's weights and gradients: a projector that no tile takes here still has to run, and
+        # on every rank the second one first.
+        if self.compressed_projector is not None and torch.distributed.is_initialized() and not bool(chosen.any()):
+            unseen.append(self.project(patches_NPD[:1], torch.ones(1, dtype=torch.bool)).sum())
         rows_RD = self.project(shown_NPD, compressed_N) if len(shown_NPD) else None
+        if inputs.blank or (torch.distributed.is_initialized() and bool(chosen.all())):
+            unseen.append(self.project(patches_NPD[-1:]).sum())
         return rows_RD, sum(unseen) if unseen else None
-
-    def _second_trains(self) -> bool:
-        """Whether a stage trains the second projector now."""
-        second = self.compressed_projector
-        return second is not None and self.training and second.linear_1.weight.requires_grad
 
     def _routing(self) -> dict[str, bool]:
         """Ask a mixture of experts for its router logits while it trains with an auxiliary loss."""
