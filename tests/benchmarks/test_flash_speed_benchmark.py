@@ -1,0 +1,34 @@
+"""What flash_speed compares: half of the visual tokens, whatever the size of the image."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import flash_speed
+from model.flash.decisions import Decision, decide
+from tests.tiny import TILE, byte_tokenizer
+from tests.tiny_flash import random_flash_model
+
+
+@pytest.mark.parametrize("side", flash_speed.GRIDS.values())
+def test_three_requests_together_keep_half_of_their_tokens(side):
+    tiles = side**2 + (side > 1)
+    chosen = [
+        decide(np.random.default_rng(place).random(tiles), [tiles], decision).sum()
+        for place, decision in enumerate(flash_speed.decisions(tiles, 256))
+    ]
+    assert sum(chosen) == 2 * tiles
+    assert max(chosen) - min(chosen) <= 1
+
+
+def test_both_sides_see_the_same_images_and_each_request_has_its_own_budget(rng):
+    network, _ = random_flash_model(byte_tokenizer())
+    images = [Image.fromarray(rng.integers(0, 256, (2 * TILE, 2 * TILE, 3), dtype=np.uint8)) for _ in range(3)]
+    full, full_tokens = flash_speed.requests_of(network, images, [None] * 3)
+    routed, tokens = flash_speed.requests_of(network, images, flash_speed.decisions(5, 16))
+    assert (full_tokens, tokens) == (240, 120)
+    assert [len(request.features[0]) for request in full] == [80] * 3
+    assert sorted(len(request.features[0]) for request in routed) == [32, 44, 44]
+    network.route_by(Decision("budget", token_budget=44))
+    alone = network.encode([images[0]])[0].features
+    assert alone.shape == routed[0].features[0].shape
