@@ -35,9 +35,14 @@ def score_routed(
         network.route_by(own)
 
 
+BLANK_RANGE = 32
+"""A tile whose grey levels span no more is blank: noise of a scan stays below, ink does not."""
+
+
 def blank_tiles(tiles_NSSC: np.ndarray) -> np.ndarray:
-    """bool [N]: tiles of a single colour, which hold nothing that compression could lose."""
-    return (tiles_NSSC == tiles_NSSC[:, :1, :1]).all(axis=(1, 2, 3))
+    """bool [N]: tiles that hold nothing that compression could lose."""
+    grey = tiles_NSSC.mean(-1)
+    return np.ptp(grey, axis=(1, 2)) <= BLANK_RANGE
 
 
 def kept_tokens(network: FlashModel, processor: FlashProcessor, rows: Sequence[Row]) -> dict[str, float]:

@@ -240,14 +240,23 @@ class FlashModel(nn.Module):
             compressed_N = compressed_N[: len(shown_NPD)]
         chosen = torch.zeros(len(shown_NPD), dtype=torch.bool) if compressed_N is None else compressed_N
         unseen = []
-        # Ranks wait for each other's weights and gradients: a projector that no tile takes here still has to run, and
-        # on every rank the second one first.
-        if self.compressed_projector is not None and torch.distributed.is_initialized() and not bool(chosen.any()):
+        both = self._runs_both()
+        if both and not bool(chosen.any()):
             unseen.append(self.project(patches_NPD[:1], torch.ones(1, dtype=torch.bool)).sum())
         rows_RD = self.project(shown_NPD, compressed_N) if len(shown_NPD) else None
-        if inputs.blank or (torch.distributed.is_initialized() and bool(chosen.all())):
+        if inputs.blank or (both and bool(chosen.all())):
             unseen.append(self.project(patches_NPD[-1:]).sum())
         return rows_RD, sum(unseen) if unseen else None
+
+    def _runs_both(self) -> bool:
+        """Whether a projector that no tile takes has to run too: the second trains, or several processes train.
+
+        Those wait for each other's weights and gradients, in the order in which they come: on every one of them the
+        second projector runs first.
+        """
+        second = self.compressed_projector
+        trains = second is not None and self.training and second.linear_1.weight.requires_grad
+        return trains or (second is not None and torch.distributed.is_initialized())
 
     def _routing(self) -> dict[str, bool]:
         """Ask a mixture of experts for its router logits while it trains with an auxiliary loss."""

@@ -1,5 +1,6 @@
 """The steps ``vico`` and ``route``: what they write, what they report, what they refuse."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from components.vico.config import VicoConfig
 from model.data.errors import InputError
 from model.objectives.config import RouterObjective
 from model.training.config import TrainingConfig
+from tests.tiny import TILE
 
 TRAINING = TrainingConfig(
     learning_rate=1e-3, steps=3, batch_size=4, log_every=1, checkpoint_every=2, threads=1, precision="float32"
@@ -101,3 +103,24 @@ def test_settings_of_what_trains_are_refused(changes):
     ):
         with pytest.raises(ValueError, match=r"\.(train|lora): .*leave it out"):
             made()
+
+
+def test_blank_tiles_count_neither_as_kept_nor_as_removed():
+    from components.flash_scores import blank_tiles, kept_tokens
+    from model.flash.decisions import Decision
+    from tests.tiny import byte_tokenizer, picture, question_row
+    from tests.tiny_flash import random_flash_model
+
+    rng = np.random.default_rng(0)
+    tiles = np.full((3, 8, 8, 3), 250, np.uint8)
+    tiles[1] -= rng.integers(0, 20, (8, 8, 3), dtype=np.uint8)  # paper is not of one colour
+    tiles[2, 3:5, 3:5] = 20
+    assert blank_tiles(tiles).tolist() == [True, True, False]
+    network, processor = random_flash_model(byte_tokenizer())
+    half = picture(rng, 2, 1)
+    half.paste("white", (0, 0, TILE, TILE))
+    rows = [question_row("half", [half], "x", task="half"), question_row("text", [], "x", task="text")]
+    network.route_by(Decision(absolute_threshold=0.0))
+    assert kept_tokens(network, processor, rows) == {"half": 0.25}
+    network.route_by(None)
+    assert kept_tokens(network, processor, rows) == {"half": 1.0}
