@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks import cascade, flash_retention
 from components.collect.config import CollectConfig
+from model.data.errors import InputError
 
 
 def rows_of(**families):
@@ -20,6 +21,49 @@ def test_a_meter_counts_up_to_the_last_step_and_leaves_the_first_step_out_of_the
         meter.progress("rollouts", step, 4)
     assert meter.spent() == 8.0, "held-out scoring comes after the last step"
     assert meter.a_step() == 1.0
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Processor seconds that pass only when the test says so."""
+    now = [0.0]
+    monkeypatch.setattr(cascade, "processor_seconds", lambda: now[0])
+    return now
+
+
+def test_every_arm_spends_the_same_seconds_and_the_cascade_goes_on_from_mpo(clock, monkeypatch, tmp_path):
+    costs, began_from = {"sft": 0.5, "mpo": 2.0, "gspo": 3.0}, []
+
+    def stages(start, made):
+        def kind(name):
+            def train(steps, seed, init):
+                began_from.append((name, steps, init))
+                meter = cascade.Meter(name)
+                for step in range(steps + 1):
+                    clock[0] += costs[name] * (step > 0)
+                    meter.progress(name, step, steps)
+                clock[0] += 100  # held-out scoring
+                return tmp_path / name / "model", meter
+
+            return train
+
+        return {name: kind(name) for name in costs}
+
+    monkeypatch.setattr(cascade, "stages", stages)
+    monkeypatch.setattr(cascade, "make_rollouts", lambda *_: cascade.Rollouts(tmp_path, tmp_path, 60.0))
+    line = tmp_path / "line"
+    arms = cascade.train_arms(cascade.Start(line, None, tmp_path, 300.0), 0)
+    assert list(arms) == [cascade.CONTROL, cascade.MPO, cascade.GSPO, cascade.CASCADE]
+    assert all(facts["seconds"] == pytest.approx(300, abs=3) for _, facts in arms.values())
+    assert began_from[-2:] == [("mpo", 60, line / "sft" / "model"), ("gspo", 40, tmp_path / "mpo" / "model")]
+
+
+def test_preferences_that_take_the_whole_budget_are_an_error(clock, monkeypatch, tmp_path):
+    meter = cascade.Meter("sft", steps=[(0, 0.0), (1, 1.0), (4, 4.0)])
+    monkeypatch.setattr(cascade, "stages", lambda *_: {"sft": lambda *_: (tmp_path, meter)})
+    monkeypatch.setattr(cascade, "make_rollouts", lambda *_: cascade.Rollouts(tmp_path, tmp_path, 39.0))
+    with pytest.raises(InputError, match="took 39 of 40 processor seconds"):
+        cascade.train_arms(cascade.Start(tmp_path, None, tmp_path, 40.0), 0)
 
 
 def test_arms_are_compared_on_the_same_rows_with_seeds_averaged():
