@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -82,11 +83,18 @@ def write_predictions(
     write_atomic(directory / PREDICTIONS, buffer.getvalue().to_pybytes())
 
 
-def write_routing(directory: Path, routed: Sequence[tuple[int, int]]) -> None:
-    """Write ``routing.json``: (compressed tiles, tiles) of every row; nothing where the network does not route."""
+def write_routing(directory: Path, routed: Sequence[tuple[int, int]], examples: Sequence[dict[str, Any]] = ()) -> None:
+    """Write ``routing.json``; nothing where the network does not route.
+
+    Args:
+        directory: of the evaluation.
+        routed: (compressed tiles, tiles) of every row.
+        examples: of a few rows every tile, as ``components.routing_examples`` gives them.
+    """
     if routed:
         columns = {"compressed": [compressed for compressed, _ in routed], "tiles": [tiles for _, tiles in routed]}
-        write_atomic(directory / ROUTING, json.dumps(columns, sort_keys=True).encode() + b"\n")
+        document = columns | {"examples": list(examples)}
+        write_atomic(directory / ROUTING, json.dumps(document, sort_keys=True).encode() + b"\n")
 
 
 def read_routing(directory: Path, rows: int) -> list[tuple[int, int]] | None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from components.answering import load_answerer
 from components.context import FamilyScore, StepContext, StepResult
@@ -17,6 +18,7 @@ from components.predictions import (
     write_predictions,
     write_routing,
 )
+from components.routing_examples import routing_examples
 from components.scoring_table import by_family, check_scorers, mean_score, score_predictions, swap_media
 from model.data.artifact import write_atomic
 from model.data.errors import InputError
@@ -47,10 +49,10 @@ def run(config: EvaluateConfig, *, model: Path, heldout: Path, evaluation: Path,
         raise InputError(f"{heldout}: no held-out rows to evaluate on")
     check_scorers(rows)
     origin = origin_of(model, heldout, config.max_new_tokens, config.precision)
-    answers, swapped, routed = _answer(config, model, rows, context)
+    answers, swapped, routed, examples = _answer(config, model, rows, context)
     evaluation.mkdir(parents=True, exist_ok=True)
     write_predictions(evaluation, rows, answers, swapped, origin)
-    write_routing(evaluation, routed)
+    write_routing(evaluation, routed, examples)
     table = score_stored(config, evaluation, rows)
     numbers = _numbers(table, len(rows))
     if (kept := _kept_tokens(routed)) is not None:
@@ -92,8 +94,9 @@ def score_stored(config: EvaluateConfig, evaluation: Path, rows: list[Row]) -> d
 
 def _answer(
     config: EvaluateConfig, model: Path, rows: list[Row], context: StepContext
-) -> tuple[list[str], list[str | None], list[tuple[int, int]]]:
-    """The answer to every row, with another row's images where there are any, and what became of each row's tiles."""
+) -> tuple[list[str], list[str | None], list[tuple[int, int]], list[dict[str, Any]]]:
+    """The answer to every row, and with another row's images where there are any; the tiles of all rows (compressed,
+    all), and every tile of a few."""
     answerer = load_answerer(
         model,
         precision=config.precision,
@@ -105,6 +108,7 @@ def _answer(
     )
     answers = answerer.answer(rows, "answering")
     routed = answerer.routed
+    examples = routing_examples(answerer.model, rows, routed) if routed else []
     swapped: list[str | None] = [None] * len(rows)
     if config.swapped:
         exchanged = swap_media(rows, config.seed)
@@ -112,7 +116,7 @@ def _answer(
         with_other_images = answerer.answer([row for row in exchanged if row is not None], "images swapped")
         for index, answer in zip(asked, with_other_images, strict=True):
             swapped[index] = answer
-    return answers, swapped, routed
+    return answers, swapped, routed, examples
 
 
 def _kept_tokens(routed: list[tuple[int, int]]) -> float | None:

@@ -9,11 +9,15 @@ from components.context import StepContext
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.step import run, score_stored
 from components.predictions import PREDICTIONS, ROUTING, SCORES, read_predictions
+from components.routing_examples import read_examples
 from model.data.artifact import payload_sha256
 from model.data.errors import InputError
 from model.data.shards import open_dataset, write_dataset
 from model.families.generation import answer_rows
 from model.flash.checkpoint import load_model, load_processor, save_model
+from model.flash.encoding import look
+from model.flash.images import row_images
+from model.flash.picture import draw_tiles
 from tests.tiny import picture, question_row
 from tests.tiny_flash import random_flash_model
 
@@ -81,3 +85,19 @@ def test_a_routing_of_other_rows_is_refused(place, tmp_path):
         (tmp_path / ROUTING).write_text(broken)
         with pytest.raises(InputError, match=words):
             score_stored(CONFIG, tmp_path, rows)
+
+
+def test_examples_are_read_back_as_what_the_network_saw(place):
+    network = load_model(place / "model")
+    rows = list(open_dataset(place / "heldout").rows())
+    examples = dict(read_examples(place / "evaluation", rows))
+    assert set(examples) == {0, 1, 2, 3}, "rows of text alone are no picture"
+    assert rows[next(iter(examples))]["task"] == "page"
+    for index, (seen,) in examples.items():
+        (fresh,) = look(network, row_images(rows[index]))
+        assert (seen.grid, list(seen.compressed), seen.tokens) == (fresh.grid, fresh.compressed, fresh.tokens)
+        assert seen.probabilities == pytest.approx(fresh.probabilities, abs=1e-4)
+        assert draw_tiles(seen).size == draw_tiles(fresh).size
+    with pytest.raises(InputError, match="not the routing of these rows"):
+        dict(read_examples(place / "evaluation", rows[:1]))
+    assert dict(read_examples(place / "heldout", rows)) == {}

@@ -168,3 +168,33 @@ def test_the_decision_is_saved_with_the_network(tokenizer, tmp_path):
         assert load_network(tmp_path / "original").decision == decision
         shutil.rmtree(tmp_path / "original")
     assert (tmp_path / "saved" / FLASH_SHARD).is_file()
+
+
+def test_a_router_that_lacks_a_tensor_is_refused_by_name(released, tmp_path):
+    shutil.copytree(released, tmp_path / "broken")
+    tensors = load_file(tmp_path / "broken" / SINGLE)
+    del tensors["gating.gate.1.bias"]
+    save_file(tensors, tmp_path / "broken" / SINGLE, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"1 names differ, first router\.gating\.gate\.1\.bias"):
+        load_network(tmp_path / "broken")
+
+
+def test_stock_transformers_opens_a_directory_that_states_a_decision(tokenizer, tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    from model.flash.decisions import Decision
+
+    save_network(*random_flash_model(tokenizer, Decision("budget", token_budget=40)), tmp_path / "saved")
+    stock, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "mismatched_keys", "unexpected_keys")), report
+    assert stock.config.flash_token_budget == 40
+
+
+@pytest.mark.parametrize(("width", "heads", "expected"), [(1024, 16, 16), (3200, 25, 16), (64, 2, 16), (72, 4, 4)])
+def test_a_router_has_the_released_number_of_heads_or_the_towers(width, heads, expected):
+    from types import SimpleNamespace
+
+    from model.flash.router import router_heads
+
+    vision = SimpleNamespace(hidden_size=width, num_attention_heads=heads)
+    assert router_heads(SimpleNamespace(vision_config=vision)) == expected
