@@ -235,3 +235,22 @@ def test_rewards_rise(tmp_path):
     rewards = [record["reward"] for record in state.history]
     assert np.mean(rewards[-4:]) > np.mean(rewards[:4]) + 0.2
     assert state.history[-1]["entropy"] < state.history[0]["entropy"]
+
+
+def test_the_vision_tower_stays_as_it_is_when_it_is_not_to_train(tmp_path):
+    network, processor = build_model(tiny_config(), byte_tokenizer(), seed=0)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    config = training(steps=2, train="without_vision")
+    run(tmp_path, config=config, engine=Recited(babble), network=network, processor=processor)
+    tower = {id(p) for p in network.parts().parameters("vision")}
+    for name, parameter in network.named_parameters():
+        if "norm" in name or "projector" in name:
+            assert torch.equal(parameter, before[name]) == (id(parameter) in tower), name
+
+
+def test_adapters_learn_from_the_answers_of_the_adapted_network(tmp_path):
+    config = training(steps=4, lora={"rank": 2, "targets": ["language", "vision"]}, learning_rate=1e-2)
+    _, state, _ = run(tmp_path, config=config)
+    learned = [record for record in state.history if record["learning"]]
+    assert learned and all(record["mismatch"] < 1e-5 for record in learned)
+    assert any(record["grad_norm"] > 0 for record in learned)
