@@ -60,7 +60,9 @@ def run(
             floor=config.objective.floor,
             chunk=config.training.loss_chunk,
         )
-        measured = measure_tiles(network, processor, ratios, dataset[: config.compared_rows], context.progress)
+        # From all over the dataset: its families may stand one after the other.
+        compared = dataset[:: max(1, len(dataset) // config.compared_rows)][: config.compared_rows]
+        measured = measure_tiles(network, processor, ratios, compared, context.progress)
         result.numbers |= measured.report(config.objective.percentile, config.compress_above)
     sample = heldout_sample(open_dataset(heldout), config.heldout_rows)
     full = score_routed(network, processor, sample, None, context.progress)

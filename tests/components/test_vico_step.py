@@ -13,7 +13,7 @@ from model.training.config import TrainingConfig
 from tests.tiny import TILE
 
 TRAINING = TrainingConfig(
-    learning_rate=1e-3, steps=3, batch_size=4, log_every=1, checkpoint_every=2, threads=1, precision="float32"
+    learning_rate=1e-3, steps=2, batch_size=4, log_every=1, checkpoint_every=2, threads=1, precision="float32"
 )
 OBJECTIVE = RouterObjective(window=16, floor=1e-4, measure="tile")
 
@@ -83,6 +83,7 @@ def test_a_model_that_was_never_taught_to_read_compressed_tiles_is_not_routed(di
         run(config, **data, init=random_models[0], model=tmp_path / "model", context=context)
 
 
+@pytest.mark.slow
 def test_families_that_cannot_compress_are_refused_by_name(digits, context, tmp_path):
     from components.vico.step import run
     from tests.tiny_qwen import save_stock

@@ -1,0 +1,133 @@
+"""How the second projector should start: divergence from the full model after equally many steps of ``vico``.
+
+The paper does not say it. Ours begins as the pooled first projector (model/flash/projectors.py); the peer is torch's
+random start; both also after fitting the second projector alone to the means of the rows that it stands for
+(model/training/projector_warmup.py). Divergences are in nats per answer token, with every tile compressed, on rows that
+no variant trained on; ``ratio`` is random / pooled, without the fit. Reads what ``make demo`` left in ``out/line``: the
+model that vico starts from, and the questions.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks import harness
+from components.vico.config import VicoConfig
+from model.data.errors import InputError
+from model.data.schema import Row
+from model.data.shards import open_dataset
+from model.families.opening import load_network, load_processor
+from model.flash.network import FlashModel
+from model.flash.processor import FlashProcessor
+from model.objectives.vico import consistency_scores
+from model.training.batches import pad
+from model.training.consistency import (
+    ConsistencyBatch,
+    FrozenReference,
+    consistency_batches,
+    consistency_stage,
+    require_flash,
+)
+from model.training.loop import train
+from model.training.projector_warmup import warmup_stage
+from model.training.reader import Drawn, sample_of_row
+from pipelines.profile import load_profile
+
+AIM = 1.5
+LINE = Path("out/line")
+VARIANTS = {"pooled": False, "random": False, "pooled, fitted": True, "random, fitted": True}
+_STEPS, _FIT, _SEEDS = 150, 150, (1, 2, 3)
+_QUICK_STEPS, _QUICK_FIT, _QUICK_SEEDS = 24, 40, (1,)
+_HELDOUT, _BATCH = 96, 32
+
+
+def main() -> None:
+    """Measure, print, store."""
+    options = harness.arguments(__doc__.splitlines()[0])
+    found = compare(LINE, options.quick)
+    print(json.dumps(found["curves"], indent=1))
+    ours, peer = found["final"]["pooled"], found["final"]["random"]
+    ratio = harness.median(peer) / harness.median(ours)
+    harness.report(
+        harness.result("vico_init", "nats per token", ours, peer, ratio=ratio, aim=AIM, details=found), options
+    )
+
+
+def compare(line: Path, quick: bool) -> dict:
+    """Curves and final divergences of every variant and seed."""
+    start, questions = line / "sft" / "model", line / "curate" / "questions"
+    for needed in (start, questions):
+        if not needed.is_dir():
+            raise InputError(f"{needed}: no such directory; run `make demo` first")
+    config = load_profile("tiny").vico
+    steps, fit, seeds = (_QUICK_STEPS, _QUICK_FIT, _QUICK_SEEDS) if quick else (_STEPS, _FIT, _SEEDS)
+    rows = [row for row in open_dataset(questions).rows() if row["media"]]
+    taught, heldout = rows[: -_HELDOUT * 4], rows[-_HELDOUT * 4 :: 4]
+    found: dict = {"steps": steps, "fit_steps": fit, "curves": {}, "final": {}, "seconds": {}}
+    for name, fitted in VARIANTS.items():
+        for seed in seeds:
+            begun = time.perf_counter()
+            curve = one_curve(config, start, taught, heldout, name.split(",")[0], fit if fitted else 0, steps, seed)
+            found["seconds"].setdefault(name, []).append(round(time.perf_counter() - begun, 1))
+            found["curves"].setdefault(name, []).append(curve)
+            found["final"].setdefault(name, []).append(curve[str(steps)])
+    return found
+
+
+def one_curve(
+    config: VicoConfig,
+    start: Path,
+    taught: Sequence[Row],
+    heldout: Sequence[Row],
+    init: str,
+    fit: int,
+    steps: int,
+    seed: int,
+) -> dict[str, float]:
+    """Held-out divergence by step: 0 is before the first step of ``vico`` and after the fit."""
+    training = config.training.model_copy(
+        update={"steps": steps, "seed": seed, "checkpoint_every": steps, "batch_size": _BATCH}
+    )
+    network, processor = require_flash(load_network(start), load_processor(start), "vico_init")
+    reference = FrozenReference(load_network(start), training)
+    network.add_flash(seed, init)
+    with tempfile.TemporaryDirectory() as directory:
+        state = Path(directory)
+        if fit:
+            fitting = training.model_copy(update={"steps": fit, "checkpoint_every": fit, "learning_rate": 1e-3})
+            train(network, processor, taught, warmup_stage(), fitting, state / "fit", lambda *_: None)
+        curve = {"0": divergence(network, processor, reference, heldout, training.loss_chunk)}
+        stage = consistency_stage(reference, processor, config.objective, training)
+        train(network, processor, taught, stage, training, state / "vico", lambda *_: None)
+    curve[str(steps)] = divergence(network, processor, reference, heldout, training.loss_chunk)
+    print(f"{init}, fitted for {fit} steps, seed {seed}: {curve}", file=sys.stderr)
+    return curve
+
+
+@torch.no_grad()
+def divergence(
+    network: FlashModel, processor: FlashProcessor, reference: FrozenReference, rows: Sequence[Row], chunk: int
+) -> float:
+    """Mean over rows of the mean divergence of their answer tokens, every tile compressed."""
+    lay = partial(pad, averaging="sample", pad_id=processor.eos_token_id)
+    collate = consistency_batches(processor, (0.0625,), 0)
+    total = 0.0
+    for first in range(0, len(rows), _BATCH):
+        samples = [sample_of_row(processor, row) for row in rows[first : first + _BATCH]]
+        batch = collate(samples, [Drawn(0, index, index) for index in range(len(samples))], lay)
+        assert isinstance(batch, ConsistencyBatch)
+        fixed = reference.hidden(batch.reference, network)
+        states = network.hidden(batch.inputs).states
+        scores = consistency_scores(states, network.head, fixed, reference.head, batch.targets, chunk)
+        total += float((scores.divergences * batch.weights).sum())
+    return round(total / len(rows), 4)
+
+
+if __name__ == "__main__":
+    main()
