@@ -13,14 +13,18 @@ from kfp.dsl import PipelineTask
 from kfp.dsl.graph_component import GraphComponent
 from kfp.dsl.python_component import PythonComponent
 
+from components.build_preferences.component import build_preferences
 from components.collect.component import collect
 from components.curate.component import curate
 from components.deploy.component import deploy
 from components.evaluate.component import evaluate
 from components.gate.component import gate
+from components.gspo.component import gspo
+from components.mpo.component import mpo
 from components.pretrain.component import pretrain
 from components.register.component import register
 from components.route.component import route
+from components.select_queries.component import select_queries
 from components.sft.component import sft
 from components.vico.component import vico
 from model.data.errors import InputError
@@ -28,13 +32,16 @@ from pipelines.platform import apply_platform
 from pipelines.profile import Profile, section_json
 
 _DATA = ("collect", "curate")
+_CASCADE = ("build_preferences", "mpo", "select_queries", "gspo")
 _FLASH = ("vico", "route")
 _DELIVERY = ("evaluate", "gate", "register", "deploy")
-STEPS = (*_DATA, "pretrain", "sft", *_FLASH, *_DELIVERY)
+STEPS = (*_DATA, "pretrain", "sft", *_CASCADE, *_FLASH, *_DELIVERY)
 """The full line."""
-_OPTIONAL = ("sft", *_FLASH)
-_NEEDS = {"route": "vico"}
+_OPTIONAL = ("sft", *_CASCADE, *_FLASH)
+_NEEDS = {"mpo": "build_preferences", "select_queries": "build_preferences", "gspo": "select_queries", "route": "vico"}
 """Optional steps that work on what another one makes."""
+_READ_BY = {"build_preferences": ("mpo", "select_queries"), "select_queries": ("gspo",)}
+"""Optional steps that make no model, and who reads what they make."""
 _RUN_ID_LABEL = "metadata.labels['pipeline/runid']"
 
 
@@ -61,6 +68,11 @@ def _check(profile: Profile) -> None:
     for step, needed in _NEEDS.items():
         if step in profile.line and needed not in profile.line:
             raise InputError(f"profile {profile.name}: line: {step} works on what {needed} makes; name both")
+    for step, readers in _READ_BY.items():
+        if step in profile.line and not set(readers) & set(profile.line):
+            raise InputError(
+                f"profile {profile.name}: line: {step} is for {' and '.join(readers)}; name one or leave it out"
+            )
 
 
 def _line(configs: Mapping[str, Any], place: Callable[[PipelineTask, str], object]) -> None:
@@ -80,6 +92,14 @@ def _line(configs: Mapping[str, Any], place: Callable[[PipelineTask, str], objec
     model = base["model"]
     if "sft" in configs:
         model = add(sft, rows=questions, heldout=heldout, init=model)["model"]
+    if "build_preferences" in configs:
+        answers = add(build_preferences, rows=questions, model=model)
+    if "mpo" in configs:
+        model = add(mpo, rows=answers["pairs"], heldout=heldout, init=model)["model"]
+    if "select_queries" in configs:
+        chosen = add(select_queries, rows=questions, rollouts=answers["rollouts"])
+    if "gspo" in configs:
+        model = add(gspo, rows=chosen["queries"], heldout=heldout, init=model)["model"]
     if "vico" in configs:
         full, model = model, add(vico, rows=questions, heldout=heldout, init=model)["model"]
     if "route" in configs:

@@ -99,7 +99,7 @@ def test_a_demo_serves_what_the_line_made_and_sums_it_up(micro_line):
     assert [stage.name for stage in summary.stages] == STEPS
     assert summary.cached_steps == STORED
     trained = [stage for stage in summary.stages if stage.tokens]
-    assert [stage.name for stage in trained] == ["pretrain", "sft", "vico", "route"]
+    assert [stage.name for stage in trained] == ["pretrain", "sft", "mpo", "gspo", "vico", "route"]
     assert all(stage.loss > 0 and stage.heldout for stage in trained)
     evaluated = next(stage for stage in summary.stages if stage.name == "evaluate")
     assert all(0 <= score.low <= score.score <= score.high <= 1 for score in evaluated.heldout.values())

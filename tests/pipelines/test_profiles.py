@@ -259,10 +259,10 @@ def test_a_profile_lists_only_what_differs_from_the_one_it_extends(tmp_path):
 def test_a_null_takes_a_section_away(tmp_path):
     path = write(
         tmp_path,
-        "extends: internvl3_5_8b\nmpo: null\ncollect: {dataset: null, digits: {transcriptions: 9, questions: 9}}",
+        "extends: qwen2_5_vl_7b\nquantize: null\ncollect: {dataset: null, digits: {transcriptions: 9, questions: 9}}",
     )
     profile = load_profile(path)
-    assert profile.mpo is None
+    assert profile.quantize is None
     assert profile.collect.digits.transcriptions == 9
 
 
@@ -302,7 +302,8 @@ def test_a_later_override_wins():
 @settings(max_examples=40, deadline=None)
 @given(
     place=st.sampled_from(
-        [(name, path) for name, path in places("numbers") if path[-1] == "seed" and path[0] in STAGES]
+        # The corpora of collect have one seed between them.
+        [(name, path) for name, path in places("numbers") if path[-1] == "seed" and path[0] in STAGES[1:]]
     ),
     seed=st.integers(10_000, 20_000),
 )

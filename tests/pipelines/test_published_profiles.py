@@ -13,7 +13,7 @@ from pipelines.profile import PROFILES, STAGES, Profile, load_profile, profile_n
 from pipelines.train import STEPS
 
 REPOSITORY = PROFILES.parent.parent
-FLASH = ("vico", "route")
+CASCADE, FLASH = ("build_preferences", "mpo", "select_queries", "gspo"), ("vico", "route")
 
 
 # --- what comes with Fovea
@@ -25,7 +25,7 @@ def test_every_profile_loads_and_says_what_it_is(name):
     assert profile.name == name
     assert profile.description and "\n" not in profile.description
     assert profile.source
-    left_out = {"internvl3_5_8b_flash": ("sft",)}.get(name, () if profile.family == "internvl" else FLASH)
+    left_out = {"internvl3_5_8b_flash": ("sft", *CASCADE)}.get(name, () if profile.family == "internvl" else FLASH)
     assert profile.line == tuple(step for step in STEPS if step not in left_out)
 
 

@@ -31,6 +31,10 @@ OUTPUTS = {
     "curate": ["transcriptions", "questions"],
     "pretrain": ["model"],
     "sft": ["model"],
+    "build_preferences": ["pairs", "rollouts"],
+    "mpo": ["model"],
+    "select_queries": ["queries"],
+    "gspo": ["model"],
     "vico": ["model"],
     "route": ["model"],
     "evaluate": ["evaluation"],
@@ -38,6 +42,7 @@ OUTPUTS = {
     "register": ["registration"],
     "deploy": ["deployment"],
 }
+MPO, GSPO, FLASH = ("build_preferences", "mpo"), ("select_queries", "gspo"), ("vico", "route")
 TOY_STEP = """
     import hashlib, os, time
     from pathlib import Path
@@ -163,7 +168,10 @@ def test_a_dollar_in_a_setting_is_no_placeholder(profile):
     [
         (("collect", "curate"), "does not go without pretrain, evaluate, gate, register, deploy"),
         (("collect", "version", *STEPS[1:]), "has no version; it has collect"),
-        ([step for step in STEPS if step != "vico"], "works on what vico makes"),
+        ([step for step in STEPS if step != "vico"], "route works on what vico makes"),
+        ([step for step in STEPS if step != "build_preferences"], "mpo works on what build_preferences makes"),
+        ([step for step in STEPS if step not in ("mpo", *GSPO)], "build_preferences is for mpo and select_queries"),
+        ([step for step in STEPS if step != "gspo"], "select_queries is for gspo"),
     ],
 )
 def test_a_line_that_this_pipeline_does_not_have_is_refused(profile, line, problem):
@@ -171,18 +179,37 @@ def test_a_line_that_this_pipeline_does_not_have_is_refused(profile, line, probl
         configs_of(profile.model_copy(update={"line": line}))
 
 
-LEFT_OUT = ("sft", "vico", "route")
-
-
-def test_a_step_that_a_line_leaves_out_hands_on_the_model_before_it(profile, tmp_path):
-    short = profile.model_copy(update={"line": tuple(step for step in STEPS if step not in LEFT_OUT)})
+@pytest.mark.parametrize(
+    ("left_out", "starts", "served"),
+    [
+        ((), {"mpo": "sft", "gspo": "mpo", "vico": "gspo", "route": "vico"}, "route"),
+        (FLASH, {"mpo": "sft", "gspo": "mpo"}, "gspo"),
+        ((*GSPO, *FLASH), {"mpo": "sft"}, "mpo"),
+        (("mpo",), {"gspo": "sft", "vico": "gspo"}, "route"),
+        ((*MPO, *GSPO, "route"), {"vico": "sft"}, "vico"),
+        ((*MPO, *GSPO, *FLASH), {}, "sft"),
+        (("sft", *MPO, *GSPO, *FLASH), {}, "pretrain"),
+    ],
+)
+def test_a_step_starts_from_the_last_model_and_the_last_of_all_is_served(profile, tmp_path, left_out, starts, served):
+    short = profile.model_copy(update={"line": tuple(step for step in STEPS if step not in left_out)})
     spec, _ = compiled(build_train_pipeline(short), tmp_path)
     tasks = spec["root"]["dag"]["tasks"]
     assert set(tasks) == set(map(of_kfp, short.line))
     assert set(spec["root"]["inputDefinitions"]["parameters"]) == set(short.line)
-    for reader in ("evaluate", "gate", "register", "deploy"):
-        source = tasks[reader]["inputs"]["artifacts"]["model"]["taskOutputArtifact"]
-        assert source == {"outputArtifactKey": "model", "producerTask": "pretrain"}
+
+    def source(step, name):
+        return tasks[step]["inputs"]["artifacts"][name]["taskOutputArtifact"]["producerTask"]
+
+    assert {step: source(step, "init") for step in starts} == starts
+    assert {source(reader, "model") for reader in ("evaluate", "gate", "register", "deploy")} == {served}
+
+
+def test_the_router_is_held_against_the_model_that_vico_began_with(tmp_path):
+    spec, _ = compiled(train_pipeline(), tmp_path)
+    tasks = spec["root"]["dag"]["tasks"]
+    read = [tasks[step]["inputs"]["artifacts"][name] for step, name in (("route", "reference"), ("vico", "init"))]
+    assert read[0] == read[1]
 
 
 def test_a_run_finishes_and_a_second_one_takes_it_from_the_store(profile, settings):
