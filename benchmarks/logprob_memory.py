@@ -45,7 +45,7 @@ _WORKER = "import sys; from benchmarks.logprob_memory import worker; worker(sys.
 def main() -> None:
     """Measure, compare, print, store."""
     options = harness.arguments(__doc__.splitlines()[0])
-    shape, rounds = (QUICK, 3) if options.quick else (FULL, 3)
+    shape, rounds = (QUICK, 2) if options.quick else (FULL, 3)
     sides = {"peer": None, "ours": DEFAULT_CHUNK}
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory(prefix="fovea-logprob-") as scratch:
