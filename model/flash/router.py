@@ -50,7 +50,7 @@ def _attend(attention: nn.MultiheadAttention, query_ND: Tensor, patches_NPD: Ten
 
     A head's score q . (K x + b) is (K^T q) . x, and a term that is the same for all patches; its result is V applied to
     the mean of the patches under its weights. This takes D / H times fewer multiplications: otherwise a router costs
-    as much as two thirds of a layer of the tower.
+    more than half as much as a layer of the tower.
     """
     heads, depth = attention.num_heads, attention.head_dim
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)

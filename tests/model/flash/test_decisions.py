@@ -23,18 +23,21 @@ def joined(images):
     return np.array([p for own in images for p in own]), [len(own) for own in images]
 
 
+@settings(max_examples=40)
 @given(requests, requests, rules)
 def test_an_image_is_decided_as_if_it_were_alone(own, neighbours, decision):
     together = decide(*joined([*own, *neighbours]), decision)
     assert np.array_equal(together[: sum(map(len, own))], decide(*joined(own), decision))
 
 
+@settings(max_examples=40)
 @given(image, probability, probability)
 def test_relative_is_the_quantile_of_numpy_and_at_least_the_absolute_threshold(own, share, threshold):
     expected = (np.array(own) >= np.quantile(own, share) - 1e-9) & (np.array(own) >= threshold)
     assert np.array_equal(decide(np.array(own), [len(own)], Decision("relative", threshold, share)), expected)
 
 
+@settings(max_examples=40)
 @given(requests, st.integers(1, 20_000))
 def test_a_budget_is_met_by_the_fewest_and_most_compressible_tiles(images, budget):
     probabilities, counts = joined(images)
