@@ -7,7 +7,8 @@ cut into 9 or 10 tiles; a chosen answer has 41 tokens, a rejected one 31 to 51.
 The reference counts once an epoch on both sides: TRL runs it in every step, ours in one pass before the first, whose
 time is spread over the pairs of the epoch, which is as long as the run. ``cached`` is ours from the second epoch or run
 on, when the pass is on disk. A step's time runs from the end of the last step, so that waiting for data counts; the
-first steps and the last (a checkpoint is written) do not count. Peak memory is the resident set of the process.
+first steps and forward passes, and the last step (a checkpoint is written), do not count. Peak memory is the resident
+set of the process.
 
 The first losses of both sides are compared in float32: rewards and delta are 0 then, so that it does not matter that
 TRL's ``bco_pair`` has no delta; and its generation term, a mean over the tokens of the batch, is the mean over answers
@@ -184,7 +185,10 @@ def rows_in_order(rows: list[Row], config: TrainingConfig) -> list[Row]:
 
 
 def train_ours(directory: Path, rows: list[Row], config: TrainingConfig) -> tuple[list[dict[str, Any]], float]:
-    """Our stage as the step ``mpo`` runs it: what it logged of every step, and the seconds of the reference pass."""
+    """Our stage as the step ``mpo`` runs it: what it logged of every step, and the seconds of the reference pass.
+
+    As with steps, the first forward passes do not count: the others stand for them.
+    """
     from dataclasses import replace
 
     from model.families.opening import load_network, load_processor
@@ -193,20 +197,28 @@ def train_ours(directory: Path, rows: list[Row], config: TrainingConfig) -> tupl
     from model.training.references import ReferenceCache
 
     records: list[dict[str, Any]] = []
-    spent: list[float] = []
+    ended: list[float] = []
     network = load_network(directory, attention=config.attention)
     with tempfile.TemporaryDirectory() as scratch:
         cache = ReferenceCache(Path(scratch) / "references", "benchmark", lambda *_: None)
         stage = preference_stage("mpo", config, MpoObjective(), cache)
 
         def timed(engine: Any, source: Any) -> None:
-            began = time.perf_counter()
+            evaluate = engine.evaluate
+
+            def told(*given: Any) -> Any:
+                found = evaluate(*given)
+                ended.append(time.perf_counter())
+                return found
+
+            engine.evaluate = told
             cache.fill(engine, source)
-            spent.append(time.perf_counter() - began)
+            engine.evaluate = evaluate
 
         given = (network, load_processor(directory), rows, replace(stage, prepare=timed), config)
         train(*given, Path(scratch) / "state", lambda *_: None, records.append)
-    return records, spent[0]
+    warm = ended[min(_WARM_STEPS, len(ended)) - 1 :]
+    return records, (warm[-1] - warm[0]) / max(1, len(warm) - 1) * len(ended)
 
 
 if __name__ == "__main__":
