@@ -8,7 +8,7 @@ from types import FrameType
 
 import typer
 
-from cli import adapter, chat, convert, critic, data, demo, look, registry, run, serve
+from cli import adapter, chat, convert, critic, data, demo, look, registry, routing, run, serve
 from cli import compile as compiling
 from cli.errors import OneLineErrors, Terminated
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     help="A Kubeflow-native factory for vision-language models.",
     epilog="First time here? `make demo`, then `fovea status`.",
 )
-for commands in (demo, run, look, compiling, registry, adapter, convert, critic, data):
+for commands in (demo, run, look, compiling, registry, adapter, convert, critic, data, routing):
     commands.mount(app)
 for command in (serve.serve, serve.stop, chat.chat):
     app.command()(command)

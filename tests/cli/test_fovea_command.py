@@ -14,7 +14,7 @@ from cli.main import app
 from pipelines.profile import built_stages
 
 COMMANDS = [
-    *("adapter", "chat", "compile", "convert", "critic", "data", "demo", "evaluate", "profiles", "promote"),
+    *("adapter", "chat", "compile", "convert", "critic", "data", "demo", "evaluate", "look", "profiles", "promote"),
     *("rollback", "run", "serve", "stage", "status", "stop"),
 ]
 
