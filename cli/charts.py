@@ -35,14 +35,16 @@ class LineageNode:
     parents: Sequence[str]
 
 
-def _text(
-    x: float, y: float, text: str, *, anchor: str = "start", fill: str = INK, size: int = 13, weight: int = 400
+def text(
+    x: float, y: float, content: str, *, anchor: str = "start", fill: str = INK, size: int = 13, weight: int = 400
 ) -> str:
+    """A ``<text>`` element; the text is escaped."""
     style = f'font-size="{size}" font-weight="{weight}" fill="{fill}" text-anchor="{anchor}"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(content)}</text>'
 
 
-def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
+def svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
+    """The picture: ``width`` x ``height`` user units, with ``label`` for those who do not see it."""
     head = f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label)}"'
     return f'{head} xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
 
@@ -59,12 +61,12 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def loss_curve(title: str, points: Sequence[tuple[float, float]]) -> str:
     """Training loss over optimiser steps, on a logarithmic axis; ``points`` are (step, loss), losses positive."""
-    width, height, left, right, top, bottom = 460, 260, 46, 14, 34, 30
+    width, height, left, right, top, bottom = 380, 220, 46, 12, 34, 28
     finite = [(s, v) for s, v in points if math.isfinite(v) and v > 0]
-    parts = [_text(left, 18, title, weight=600, size=14)]
+    parts = [text(left, 18, title, weight=600, size=14)]
     if not finite:
-        parts.append(_text(left, height / 2, "no loss was logged", fill=FAINT))
-        return _svg(width, height, title, parts)
+        parts.append(text(left, height / 2, "no loss was logged", fill=FAINT))
+        return svg(width, height, title, parts)
     steps, losses = [s for s, _ in finite], [v for _, v in finite]
     low, high = min(losses) / 1.15, max(losses) * 1.15
     first, last = min(steps), max(max(steps), min(steps) + 1)
@@ -77,17 +79,17 @@ def loss_curve(title: str, points: Sequence[tuple[float, float]]) -> str:
     for tick in _log_ticks(low, high):
         y = place(first, tick)[1]
         parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="{RULE}"/>')
-        parts.append(_text(left - 6, y + 4, f"{tick:g}", anchor="end", fill=FAINT, size=11))
+        parts.append(text(left - 6, y + 4, f"{tick:g}", anchor="end", fill=FAINT, size=11))
     for step in (first, (first + last) / 2, last):
         x = place(step, low)[0]
         anchor = "end" if step == last else "middle" if step != first else "start"
-        parts.append(_text(x, height - 10, f"{step:.0f}", anchor=anchor, fill=FAINT, size=11))
+        parts.append(text(x, height - 10, f"{step:.0f}", anchor=anchor, fill=FAINT, size=11))
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(s, v) for s, v in finite))
     parts.append(f'<polyline points="{line}" fill="none" stroke="{BLUE}" stroke-width="2" stroke-linejoin="round"/>')
     x, y = place(*finite[-1])
     parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{BLUE}"/>')
-    parts.append(_text(width - right, 18, f"ends at {losses[-1]:.3g}", anchor="end", fill=BLUE, size=12, weight=600))
-    return _svg(width, height, f"{title}: training loss over steps, ending at {losses[-1]:.3g}", parts)
+    parts.append(text(width - right, 18, f"ends at {losses[-1]:.3g}", anchor="end", fill=BLUE, size=12, weight=600))
+    return svg(width, height, f"{title}: training loss over steps, ending at {losses[-1]:.3g}", parts)
 
 
 def score_bars(bars: Sequence[ScoreBar]) -> str:
@@ -99,10 +101,10 @@ def score_bars(bars: Sequence[ScoreBar]) -> str:
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         x = left + tick * span
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - 24}" stroke="{RULE}"/>')
-        parts.append(_text(x, height - 8, f"{tick:g}", anchor="middle", fill=FAINT, size=11))
+        parts.append(text(x, height - 8, f"{tick:g}", anchor="middle", fill=FAINT, size=11))
     for index, bar in enumerate(bars):
         y = top + index * row + row / 2
-        parts.append(_text(left - 10, y + 4, bar.family, anchor="end"))
+        parts.append(text(left - 10, y + 4, bar.family, anchor="end"))
         length, low, high = bar.score * span, left + bar.low * span, left + bar.high * span
         parts.append(f'<rect x="{left}" y="{y - 9}" width="{length:.1f}" height="18" rx="3" fill="{BLUE}"/>')
         whisker = f"M{low:.1f} {y - 5}v10M{low:.1f} {y}H{high:.1f}M{high:.1f} {y - 5}v10"
@@ -114,8 +116,8 @@ def score_bars(bars: Sequence[ScoreBar]) -> str:
             parts.append(
                 f'<circle cx="{swapped:.1f}" cy="{y:.1f}" r="5" fill="#fff" stroke="{INK}" stroke-width="1.5"/>'
             )
-        parts.append(_text(left + span + 10, y + 4, f"{bar.score:.2f}", weight=600))
-    return _svg(width, height, "held-out score per task family", parts)
+        parts.append(text(left + span + 10, y + 4, f"{bar.score:.2f}", weight=600))
+    return svg(width, height, "held-out score per task family", parts)
 
 
 def funnel(levels: Sequence[tuple[str, int, str]]) -> str:
@@ -126,11 +128,11 @@ def funnel(levels: Sequence[tuple[str, int, str]]) -> str:
     parts = []
     for index, (name, rows, note) in enumerate(levels):
         y, extent = index * row + 4, rows / most * (width - left - right)
-        parts.append(_text(left - 10, y + 17, name, anchor="end"))
+        parts.append(text(left - 10, y + 17, name, anchor="end"))
         parts.append(f'<rect x="{left}" y="{y + 2}" width="{extent:.1f}" height="22" rx="3" fill="{PALE}"/>')
-        parts.append(_text(left + 8, y + 18, note, fill=FAINT, size=12))
-        parts.append(_text(width, y + 18, f"{rows:,}", anchor="end", weight=600))
-    return _svg(width, height, "rows that remain after each operator of curation", parts)
+        parts.append(text(left + 8, y + 18, note, fill=FAINT, size=12))
+        parts.append(text(width, y + 18, f"{rows:,}", anchor="end", weight=600))
+    return svg(width, height, "rows that remain after each operator of curation", parts)
 
 
 def lineage_graph(nodes: Sequence[LineageNode]) -> str:
@@ -158,10 +160,10 @@ def lineage_graph(nodes: Sequence[LineageNode]) -> str:
                 )
         frame = f'x="{left}" y="{top}" width="{box - 2}" height="{heights[node.step]}" rx="6"'
         boxes.append(f'<rect {frame} fill="#fff" stroke="{GREY}"/>')
-        boxes.append(_text(left + 12, top + 20, node.step, weight=600, size=14))
-        boxes.append(_text(left + 12, top + 37, node.detail, fill=FAINT, size=11))
+        boxes.append(text(left + 12, top + 20, node.step, weight=600, size=14))
+        boxes.append(text(left + 12, top + 37, node.detail, fill=FAINT, size=11))
         for line, (name, digest) in enumerate(node.outputs):
             base = top + 55 + 18 * line
-            boxes.append(_text(left + 12, base, name, size=12))
-            boxes.append(_text(left + box - 14, base, digest, anchor="end", fill=FAINT, size=12))
-    return _svg(width, y, "lineage: steps, what each made, and what it was made from", parts + boxes)
+            boxes.append(text(left + 12, base, name, size=12))
+            boxes.append(text(left + box - 14, base, digest, anchor="end", fill=FAINT, size=12))
+    return svg(width, y, "lineage: steps, what each made, and what it was made from", parts + boxes)

@@ -17,6 +17,13 @@ State = Literal["running", "finished", "failed", "stopped"]
 
 _SPARKS = "".join(chr(0x2581 + level) for level in range(8))
 _ASCII_SPARKS = "_.-=+*#@"
+_FIGURE_NAMES = {
+    "clipped_low": "clipped below",
+    "clipped_high": "clipped above",
+    "divergence_compressed": "KL compressed",
+    "divergence_full": "KL in full",
+    "compress_share": "compress",
+}
 _SILENT_SECONDS = 60.0
 _GIB = 1 << 30
 
@@ -108,13 +115,13 @@ def render(dashboard: Dashboard, *, unicode: bool) -> list[str]:
         if name in done:
             record = done[name]
             how = "from the store" if record["cached"] else in_words(record["seconds"])
-            lines.append(f"  {name:<10} {how:<15} key {record['key'][:12]}")
+            lines.append(f"  {name:<17} {how:<15} key {record['key'][:12]}")
             if name in dashboard.training and not record["cached"]:
                 lines.append(f"    {_summary(dashboard.training[name], unicode)}")
         elif name == busy:
             lines += _busy(dashboard, dashboard.current, unicode)
         elif dashboard.state == "running":
-            lines.append(f"  {name:<10} to come")
+            lines.append(f"  {name:<17} to come")
     if dashboard.failure is not None and dashboard.state != "running":
         failure = {key: dashboard.failure.get(key) for key in ("step", "error", "log", "resume")}
         lines.append(f"  {failure['step']}: {failure['error']}")
@@ -143,7 +150,7 @@ def _busy(dashboard: Dashboard, update: Update, unicode: bool) -> list[str]:
     done = max(update.done, training.step) if trains else update.done  # the last step of a stopped stage is in one only
     count = f"{done} of {update.total} ({done / update.total:.0%})" if update.total else ""
     what = [update.label if update.label != update.step else "", f"step {count}" if trains else count]
-    lines = [f"  {update.step:<10} {', '.join([' '.join(filter(None, what)), *said])}"]
+    lines = [f"  {update.step:<17} {', '.join([' '.join(filter(None, what)), *said])}"]
     if training is not None:
         if not trains:
             lines.append(f"    {training.stage} ended at step {training.step} of {training.steps}")
@@ -164,13 +171,24 @@ def _details(training: Training, unicode: bool) -> list[str]:
         ("data wait", _shown(training.data_wait_share, ".1%"), "padding", _shown(training.padding_share, ".1%")),
         ("peak memory", memory, "", ""),
     ]
-    return [f"{a:<14}{b:<12}{c + ' ' * (14 - len(c)) if c else ''}{d}".rstrip() for a, b, c, d in cells]
+    lines = [f"{a:<14}{b:<12}{c + ' ' * (14 - len(c)) if c else ''}{d}".rstrip() for a, b, c, d in cells]
+    return [*lines, *(_figure(name, values, unicode) for name, values in training.figures.items())]
+
+
+def _figure(name: str, values: Sequence[float | None], unicode: bool) -> str:
+    """What a stage says of its steps: the last value, the curve, and where it began."""
+    known = [value for value in values if value is not None]
+    curve = sparkline(values, _SPARKS if unicode else _ASCII_SPARKS)
+    return f"{_FIGURE_NAMES.get(name, name):<14}{known[-1]:<12.4g}{curve} from {known[0]:.4g}"
 
 
 def _summary(training: Training, unicode: bool) -> str:
     """A finished stage in one line."""
     speed = f"{_shown(training.tokens_per_second, ',.0f')} tokens/s"
     mfu = f", MFU {training.mfu:.1%}" if training.mfu is not None else ""
+    reward = training.figures.get("reward")
+    if reward is not None:  # the loss of a policy is around zero, and says little
+        return f"{' '.join(_figure('reward', reward, unicode).split())}; {speed}{mfu}"
     return f"loss {_shown(training.loss, '.4f')} {_curve(training, unicode)}; {speed}{mfu}"
 
 

@@ -1,20 +1,25 @@
 """What a finished line found, gathered from the outputs of its steps: for the summary and the report."""
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cli import charts
+from cli.curves import StageScore, Trend
 from cli.line import Line
-from cli.report import Example, Report
+from cli.report import Example, FlashScore, Report
+from cli.stage_curves import stage_pictures
 from cli.summary import HeldoutScore, StageSummary, Summary
 from components.predictions import read_predictions
+from components.routing_examples import read_examples
 from components.scoring_table import score_row
 from model.data.errors import InputError
 from model.data.schema import Row
 from model.data.shards import open_dataset
+from model.flash.picture import snippet
 from scoring.boxes import parse_box
 
 _RIGHT_PER_FAMILY, _WRONG_PER_FAMILY = 2, 1
@@ -75,20 +80,70 @@ def first_question(line: Line) -> Question:
 
 def report_of(line: Line, summary: Summary, profile: str) -> Report:
     """Everything the page shows."""
-    losses = [
-        (step, [(entry["step"], entry["loss"]) for entry in lineage["history"] if "loss" in entry])
-        for step, lineage in line.lineage.items()
-        if lineage["history"]
-    ]
+    training = [(step, stage_pictures(step, lineage)) for step, lineage in line.lineage.items()]
     return Report(
         profile=profile,
         summary=summary,
-        losses=losses,
+        training=[(step, pictures) for step, pictures in training if pictures],
+        trends=trends(summary),
+        flash=_flash(line.lineage),
+        kept=line.lineage["evaluate"]["numbers"].get("visual_tokens_kept"),
+        routed=_routed(line),
         funnel=_funnel(line.lineage["curate"]["numbers"]),
         lineage=_nodes(line),
         examples=_examples(line),
         facts=_facts(line),
     )
+
+
+def trends(summary: Summary) -> list[Trend]:
+    """Held-out scores after every training stage from fine-tuning on, a family each and the mean of them first.
+
+    Empty where there is but one such stage. Every stage scores the same rows.
+    """
+    stages = [stage for stage in summary.stages if stage.heldout and stage.name not in ("pretrain", "evaluate")]
+    if len(stages) < 2:
+        return []
+    families = [family for family in stages[0].heldout if all(family in stage.heldout for stage in stages)]
+    found = []
+    for family in families:
+        scores = [(stage.name, stage.heldout[family]) for stage in stages]
+        points = [StageScore(name, score.score, score.low, score.high) for name, score in scores]
+        found.append(Trend(family, points, scores[0][1].constant))
+    means = [_mean_score(stage.name, [stage.heldout[family] for family in families]) for stage in stages]
+    return [Trend("mean of the families", means), *found] if len(families) > 1 else found
+
+
+def _flash(lineage: Mapping[str, dict[str, Any]]) -> list[FlashScore]:
+    """What routing costs and saves, as the step ``route`` measured it."""
+    if "route" not in lineage:
+        return []
+    routed, values = lineage["route"]["heldout"], lineage["route"]["values"]
+    compressed = lineage["vico"]["values"]["compressed"] if "vico" in lineage else {}
+    return [
+        FlashScore(family, full, routed[family]["score"], values["kept"].get(family), compressed.get(family))
+        for family, full in values["full"].items()
+    ]
+
+
+def _routed(line: Line) -> list[str]:
+    """The images that ``evaluate`` kept with the decision on every tile, drawn."""
+    rows = list(open_dataset(line.output("collect", "heldout")).rows())
+    evaluation = line.output("evaluate", "evaluation")
+    answers = read_predictions(evaluation).answers
+    figures = []
+    for index, images in read_examples(evaluation, rows):
+        question = question_of(rows[index])
+        figures.append(snippet(images[0], question.text, answers[index], question.truth))
+    return figures
+
+
+def _mean_score(stage: str, scores: Sequence[HeldoutScore]) -> StageScore:
+    """Mean over families, whose errors are independent: the half-widths of their intervals add as squares."""
+    mean = sum(score.score for score in scores) / len(scores)
+    below = math.sqrt(sum((score.score - score.low) ** 2 for score in scores)) / len(scores)
+    above = math.sqrt(sum((score.high - score.score) ** 2 for score in scores)) / len(scores)
+    return StageScore(stage, mean, mean - below, mean + above)
 
 
 def _funnel(numbers: Mapping[str, float]) -> list[tuple[str, int, str]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cli import charts
+from cli import charts, curves
+from cli.curves import Trend
 from cli.summary import Summary
 from model.data.artifact import write_atomic
 
@@ -30,11 +31,30 @@ class Example:
 
 
 @dataclass(frozen=True)
+class FlashScore:
+    """One family's held-out scores by the resolution of its tiles, and the share of visual tokens that routing keeps.
+
+    ``kept`` is None for a family without images; ``compressed`` is the score with every tile compressed, after the
+    consistency training.
+    """
+
+    family: str
+    full: float
+    routed: float
+    kept: float | None
+    compressed: float | None
+
+
+@dataclass(frozen=True)
 class Report:
     """What the page shows.
 
     Attributes:
-        losses: (stage, [(step, loss)]) in the order of the line.
+        training: (stage, pictures as SVG) in the order of the line.
+        trends: task family, then how its held-out score went from training stage to training stage.
+        flash: by family; empty where the line trained no router.
+        kept: share of the visual tokens that is left of the held-out rows; None where nothing routes.
+        routed: ``figure`` elements: images in their tiles, as the router saw them.
         funnel: (operator, rows left, note), from what was collected to what was kept.
         lineage: the steps with their output hashes.
         facts: (name, value) lines of the environment and the run.
@@ -42,15 +62,20 @@ class Report:
 
     profile: str
     summary: Summary
-    losses: Sequence[tuple[str, Sequence[tuple[float, float]]]]
+    training: Sequence[tuple[str, Sequence[str]]]
+    trends: Sequence[Trend]
+    flash: Sequence[FlashScore]
+    kept: float | None
+    routed: Sequence[str]
     funnel: Sequence[tuple[str, int, str]]
     lineage: Sequence[charts.LineageNode]
     examples: Sequence[Example]
     facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
-def _score_charts(summary: Summary) -> list[tuple[str, Markup]]:
-    """(stage, picture) of every stage that scored held-out rows."""
+def _score_charts(summary: Summary, *, last: bool) -> list[tuple[str, Markup]]:
+    """(stage, picture) of every stage that scored held-out rows, or of the last one alone."""
+    scored = [stage for stage in summary.stages if stage.heldout]
     return [
         (
             stage.name,
@@ -63,9 +88,22 @@ def _score_charts(summary: Summary) -> list[tuple[str, Markup]]:
                 )
             ),
         )
-        for stage in summary.stages
-        if stage.heldout
+        for stage in (scored[-1:] if last else scored)
     ]
+
+
+def _together(training: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[str, list[Markup]]]:
+    """The same, with stages that have one picture beside those of that kind before them."""
+    rows: list[tuple[str, list[Markup]]] = []
+    alone = False
+    for name, pictures in training:
+        marked = [Markup(picture) for picture in pictures]
+        if alone and len(marked) == 1:
+            rows[-1] = (f"{rows[-1][0]}, {name}", [*rows[-1][1], *marked])
+        else:
+            rows.append((name, marked))
+        alone = len(marked) == 1
+    return rows
 
 
 def render(report: Report) -> str:
@@ -77,8 +115,12 @@ def render(report: Report) -> str:
     return environment.get_template("report.html").render(
         profile=report.profile,
         summary=report.summary,
-        scores=_score_charts(report.summary),
-        losses=[(name, Markup(charts.loss_curve(name, points))) for name, points in report.losses],
+        scores=_score_charts(report.summary, last=bool(report.trends)),
+        trends=[(trend, Markup(curves.scores_over_stages(trend))) for trend in report.trends],
+        flash=report.flash,
+        kept=report.kept,
+        routed=[Markup(figure) for figure in report.routed],
+        training=_together(report.training),
         funnel=Markup(charts.funnel(report.funnel)),
         lineage=Markup(charts.lineage_graph(report.lineage)),
         right=[example for example in report.examples if example.correct],

@@ -9,6 +9,11 @@ from typing import Any
 
 SPARK_STEPS = 60
 """Steps that the curve of the loss shows."""
+FIGURES = (
+    *("reward", "accuracy", "margin", "length", "entropy", "clipped_low", "clipped_high"),
+    *("divergence_compressed", "divergence_full", "agreement", "compress_share"),
+)
+"""What some stages say of a step beside its loss, in the order of showing; their READMEs say what each is."""
 _PACE_STEPS = 20
 """Steps over which speed, waiting and padding are averaged."""
 
@@ -24,6 +29,7 @@ class Training:
         losses: of the last ``SPARK_STEPS`` steps.
         tokens_per_second, mfu, data_wait_share, padding_share: over the last steps.
         memory_bytes: peak of one process.
+        figures: of the last ``SPARK_STEPS`` steps, those of ``FIGURES`` that the stage records.
         seconds_left: at the pace of the last steps.
         updated: seconds since the epoch.
     """
@@ -40,6 +46,7 @@ class Training:
     memory_bytes: int | None
     data_wait_share: float | None
     padding_share: float | None
+    figures: dict[str, list[float | None]]
     seconds_left: float | None
     updated: float
 
@@ -78,9 +85,15 @@ def _training(records: list[dict[str, Any]]) -> Training:
         memory_bytes=None if memory is None else int(memory),
         data_wait_share=_ratio(_total(pace, "data_wait_seconds"), seconds),
         padding_share=_weighted(pace, "padding_share"),
+        figures=_figures(records[-SPARK_STEPS:]),
         seconds_left=left,
         updated=_number(last, "time") or 0.0,
     )
+
+
+def _figures(records: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
+    found = {name: [_number(record, name) for record in records] for name in FIGURES}
+    return {name: values for name, values in found.items() if any(value is not None for value in values)}
 
 
 def _number(record: dict[str, Any], key: str) -> float | None:

@@ -12,7 +12,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from cli import charts
-from cli.report import Example, Report, render, write_report
+from cli.curves import Line, Trend, curves, scores_over_stages, shares_over_steps
+from cli.findings import trends
+from cli.report import Example, FlashScore, Report, render, write_report
+from cli.stage_curves import RATIO_EDGES, stage_pictures
 from cli.summary import Answer, DvcLock, HeldoutScore, RegistryEntry, StageSummary, Summary
 
 
@@ -31,6 +34,8 @@ def summary():
         stages=[
             stage("collect"),
             stage("pretrain", 1_228_800, 0.21, {"transcribe": score(0.92, None)}),
+            stage("sft", 900_000, 0.11, families),
+            stage("gspo", 90_000, 0.0, {family: score(found.score + 0.05) for family, found in families.items()}),
             stage("evaluate", heldout=families),
         ],
         answer=Answer(
@@ -59,9 +64,22 @@ def report(summary):
         charts.LineageNode("curate", "3 s, cached", [("transcriptions", "99"), ("questions", "8d")], ["collect"]),
         charts.LineageNode("pretrain", "155 s", [("model", "5c0ffee0")], ["curate", "collect"]),
     ]
-    losses = [("pretrain", [(step, 6.0 / (1 + step / 20)) for step in range(0, 1200, 10)]), ("sft", [])]
+    loss = charts.loss_curve("pretrain", [(step, 6.0 / (1 + step / 20)) for step in range(0, 1200, 10)])
+    training = [("pretrain", [loss]), ("mpo", [loss, charts.loss_curve("margin", [])])]
     funnel = [("collected", 54_000, ""), ("decodable", 53_990, "10 left"), ("kept", 51_000, "")]
-    return Report("tiny", summary, losses, funnel, nodes, [right, hostile], [("commit", "0123abcd")])
+    return Report(
+        "tiny",
+        summary,
+        training,
+        trends=trends(summary),
+        flash=[FlashScore("read", 0.88, 0.87, 0.5, 0.4), FlashScore("text", 0.5, 0.5, None, None)],
+        kept=0.5,
+        routed=["<figure>an image in its tiles</figure>"],
+        funnel=funnel,
+        lineage=nodes,
+        examples=[right, hostile],
+        facts=[("commit", "0123abcd")],
+    )
 
 
 class Balance(HTMLParser):
@@ -102,6 +120,10 @@ def test_report_shows_what_a_model_says_as_text(report):
         charts.loss_curve("sft", [(1, 3.0), (2, float("nan")), (3, 0.5)]),
         charts.loss_curve("one point", [(1, 0.5)]),
         charts.loss_curve("nothing", []),
+        curves("one & the same", [Line("a", [(1, 0.5), (2, 0.5)]), Line("gone", [(1, float("nan"))])]),
+        curves("nothing", []),
+        shares_over_steps("nothing", ["a"], [], within=(0, 0)),
+        scores_over_stages(Trend("none", [])),
         charts.score_bars([]),
         charts.funnel([("a & b", 0, "<")]),
         charts.lineage_graph([]),
@@ -110,6 +132,58 @@ def test_report_shows_what_a_model_says_as_text(report):
 def test_charts_are_xml_for_the_smallest_inputs(picture):
     assert ElementTree.fromstring(picture).tag.endswith("svg")
     assert "nan" not in picture
+
+
+def test_the_mean_over_families_has_a_narrower_interval_than_each_of_them(summary):
+    mean, *families = trends(summary)
+    assert [score.stage for score in mean.scores] == ["sft", "gspo"]
+    assert [trend.family for trend in families] == ["read", "count", "maximum", "locate"]
+    first = mean.scores[0]
+    assert first.score == pytest.approx(sum(trend.scores[0].score for trend in families) / 4)
+    assert first.high - first.low == pytest.approx((families[0].scores[0].high - families[0].scores[0].low) / 2)
+
+
+def test_a_line_with_one_tuned_model_has_no_trend(summary):
+    stages = [stage for stage in summary.stages if stage.name != "gspo"]
+    assert trends(summary.model_copy(update={"stages": stages})) == []
+
+
+def test_pictures_of_a_policy_show_rewards_by_family_and_where_ratios_are_clipped():
+    bins = {f"ratio_histogram/{number:02d}": 1 / 15 for number in range(15)}
+    judged = {"reward": 0.4, "accuracy": 0.5, "reward/read": 0.6, "reward/count": 0.2, "length": 9.0}
+    history = [{"step": step, "loss": -1e-5, **judged, **bins} for step in range(1, 20)]
+    config = {"objective": {"epsilon_low": 3e-4, "epsilon_high": 4e-4}}
+    pictures = stage_pictures("gspo", {"history": history, "config": config})
+    titles = [ElementTree.fromstring(picture).get("aria-label").split(":")[0] for picture in pictures]
+    assert titles == [
+        "sampled answers",
+        "reward by family",
+        "tokens of an answer",
+        "importance ratio minus 1, over steps",
+    ]
+    assert "read 0.6" in pictures[1] and "count 0.2" in pictures[1]
+    frame = [rect for rect in ElementTree.fromstring(pictures[-1]) if rect.get("stroke") is not None]
+    assert [rect.get("height") for rect in frame] == ["39"]  # three bins of 13 lie between -3e-4 and 4e-4
+
+
+def test_the_bins_of_ratios_are_those_that_training_counts():
+    from model.training import policy_memory
+
+    assert policy_memory.RATIO_EDGES == RATIO_EDGES
+
+
+@pytest.mark.parametrize(
+    ("step", "keys", "titles"),
+    [
+        ("mpo", ("preference", "quality", "generation", "chosen_reward", "rejected_reward", "margin", "accuracy"), 5),
+        ("vico", ("divergence_compressed",), 2),
+        ("route", ("compress_share", "agreement", "log_ratio", "threshold"), 3),
+        ("sft", (), 1),
+    ],
+)
+def test_each_stage_shows_its_own_curves(step, keys, titles):
+    history = [{"step": number, "loss": 1.0, **dict.fromkeys(keys, 0.5)} for number in range(1, 6)]
+    assert len(stage_pictures(step, {"history": history, "config": {}})) == titles
 
 
 def test_summary_has_the_published_fields_and_no_others(summary, tmp_path):

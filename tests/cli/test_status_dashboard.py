@@ -96,9 +96,9 @@ def test_a_run_that_trains_is_told_step_by_step_and_number_by_number(going_on):
     head, collect, _, pretrain, *sft = going_on.text()
     assert head.startswith("run 20261120-101112-abcd: running for ")
     assert head.endswith(f", process {os.getpid()}")
-    assert collect == "  collect    from the store  key collect01234"
-    assert pretrain.startswith("  pretrain   1 min 05 s")
-    assert sft[0].startswith("  sft        step 40 of 100 (40%), ")
+    assert collect == "  collect           from the store  key collect01234"
+    assert pretrain.startswith("  pretrain          1 min 05 s")
+    assert sft[0].startswith("  sft               step 40 of 100 (40%), ")
     assert sft[0].endswith(" so far, 15 s left")
     curve = sparkline([5 - 0.03 * step for step in range(1, 41)])
     assert sft[1:] == [
@@ -110,13 +110,31 @@ def test_a_run_that_trains_is_told_step_by_step_and_number_by_number(going_on):
     ]
 
 
+def test_what_a_stage_says_of_its_steps_is_shown_below_its_loss(going_on):
+    write = MetricsFile(going_on.directory, "gspo")
+    write(training_record(1, stage="gspo", reward=0.25, clipped_low=0.5))
+    write(training_record(2, stage="gspo", reward=0.75, clipped_low=float("nan"), unheard_of=3))
+    going_on.progress("gspo", "gspo", 2, 100)
+    lines = going_on.text(unicode=False)
+    assert [line.split() for line in lines[-2:]] == [
+        ["reward", "0.75", "_@", "from", "0.25"],
+        ["clipped", "below", "0.5", "_", "from", "0.5"],
+    ]
+
+
+def test_a_finished_policy_is_summed_up_by_its_reward(run):
+    run.train("gspo", 2, stage="gspo", reward=0.5)
+    run.finish("gspo")
+    assert "    reward 0.5 __ from 0.5; 2,000 tokens/s, MFU 40.0%" in run.text(unicode=False)
+
+
 def test_a_step_that_trained_and_now_scores_says_both(going_on):
     going_on.finish("collect", "curate")
     going_on.train("pretrain", 7, stage="warmup")
     going_on.progress("pretrain", "warmup", 7, 100)
-    assert "  pretrain   warmup step 7 of 100 (7%), " in going_on.text()[3]
+    assert "  pretrain          warmup step 7 of 100 (7%), " in going_on.text()[3]
     going_on.progress("pretrain", "answering", 3, 40)
-    assert "  pretrain   answering 3 of 40 (8%), " in going_on.text()[3]
+    assert "  pretrain          answering 3 of 40 (8%), " in going_on.text()[3]
     assert going_on.text()[4] == "    warmup ended at step 7 of 100"
 
 
@@ -124,7 +142,11 @@ def test_steps_to_come_are_named_while_it_runs_and_only_then(run):
     run.finish("collect")
     lock = FileLock(run.out / "run.lock")
     lock.take()
-    assert run.text()[2:] == ["  curate     to come", "  pretrain   to come", "  sft        to come"]
+    assert run.text()[2:] == [
+        "  curate            to come",
+        "  pretrain          to come",
+        "  sft               to come",
+    ]
     lock.close()
     assert [line.split()[0] for line in run.text()] == ["run", "collect"]
 
