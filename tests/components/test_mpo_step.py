@@ -49,6 +49,7 @@ def test_a_model_is_trained_and_what_the_reference_said_is_kept_for_other_runs(p
     assert files and {path: path.stat().st_mtime_ns for path in (cache / "references").iterdir()} == files
 
 
+@pytest.mark.slow
 def test_adapters_learn_preferences_and_are_folded(pairs, heldout, random_models, tmp_path):
     training = TRAINING.model_copy(update={"lora": LoraConfig(rank=2)})
     config = CONFIG.model_copy(update={"training": training, "reference": "copy"})

@@ -91,7 +91,8 @@ def assert_closed_form(record, logits, processor, rows, *, mixture):
     assert 1e-3 < auxiliary < 0.1 if mixture else abs(auxiliary) < 1e-4
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+# The largest sizes are these under the tower of the 38B.
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if not name.startswith(("8b", "241b"))])
 def test_pairs_of_internvl(name, tmp_path):
     from transformers import AutoModelForImageTextToText
 

@@ -126,9 +126,9 @@ def test_the_cache_and_a_copy_give_the_same_losses(tokenizer, rows, whole, tmp_p
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("micro", [1, 3, None])
+@pytest.mark.parametrize("micro", [3, None])
 def test_the_cut_into_micro_batches_changes_no_loss(tokenizer, rows, whole, tmp_path, micro):
-    _, history = run(tokenizer, rows, settings(micro_batch_size=micro, steps=3), tmp_path)
+    _, history = run(tokenizer, rows, settings(micro_batch_size=micro, steps=2), tmp_path)
     for ours, other in zip(history, whole[1], strict=False):
         assert ours["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert ours["delta"] == pytest.approx(other["delta"], abs=1e-4)
@@ -136,10 +136,9 @@ def test_the_cut_into_micro_batches_changes_no_loss(tokenizer, rows, whole, tmp_
     assert history[0]["grad_norm"] == pytest.approx(whole[1][0]["grad_norm"], rel=1e-4)
 
 
-@pytest.mark.parametrize("stop_at", [0, 1, 3])
-def test_a_stopped_run_continues_bit_for_bit(tokenizer, rows, whole, tmp_path, stop_at):
+def test_a_stopped_run_continues_bit_for_bit(tokenizer, rows, whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(tokenizer, rows, settings(), tmp_path, stop_at=stop_at)
+        run(tokenizer, rows, settings(), tmp_path, stop_at=1)
     network, history = run(tokenizer, rows, settings(), tmp_path)
     assert history == whole[1], "delta and the reference are part of it"
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), whole[0].parameters(), strict=True))
