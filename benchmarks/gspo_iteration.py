@@ -206,8 +206,8 @@ def train_ours(
     from model.families.opening import load_network, load_processor
     from model.training.loop import train
     from model.training.policy import policy_stage
+    from model.training.policy_iteration import Iteration
     from model.training.policy_rollouts import Judgement
-    from model.training.policy_source import Iteration
     from model.training.policy_store import RolloutStore
     from model.training.rollout import NetworkSampler, Response
 

@@ -45,6 +45,8 @@ class GspoConfig(Section):
             raise ValueError("training.batch_size must divide rollout.prompts * rollout.responses")
         if self.training.packing is not None:
             raise ValueError("training.packing: answers are packed by their prompts; leave it out")
+        if self.rollout.server is not None and self.training.lora is not None:
+            raise ValueError("rollout.server: is sent whole weights, not adapters; leave training.lora out")
         soft, limit = self.reward.soft_length, self.rollout.max_new_tokens
         if soft is not None and soft >= limit:
             raise ValueError(f"reward.soft_length must be below rollout.max_new_tokens, which is {limit}")

@@ -9,10 +9,13 @@ from components.gspo.config import GspoConfig
 from components.training_step import finish, run_stage
 from model.data.schema import Row
 from model.data.shards import open_dataset
+from model.families.interface import Network, Processor
 from model.families.opening import load_network, load_processor
 from model.training.policy import policy_stage
 from model.training.policy_rollouts import Judgement
-from model.training.rollout import NetworkSampler, Response
+from model.training.rollout import NetworkSampler, Response, RolloutEngine
+from model.training.vllm_rollout import VllmSampler, VllmServer
+from model.training.weight_transfer import DirectoryTransfer, NcclTransfer
 from scoring.reward import Answered, Reward, RewardOutcome, RewardRule
 
 
@@ -36,7 +39,7 @@ def run(config: GspoConfig, *, rows: Path, heldout: Path, init: Path, model: Pat
         stage, memory = policy_stage(
             "gspo",
             network,
-            NetworkSampler(network, processor, config.rollout.cache_tokens),
+            _engine(config, network, processor, context.state_dir / "gspo" / "served"),
             lambda answers: judged(reward, answers),
             context.state_dir / "gspo" / "rollouts",
             training=config.training,
@@ -51,6 +54,21 @@ def run(config: GspoConfig, *, rows: Path, heldout: Path, init: Path, model: Pat
     result.values["reward_failures"] = memory.failures
     base = init if config.training.lora else None
     return finish(network, processor, heldout, config.heldout_rows, model, context, result, adapter_of=base)
+
+
+def _engine(config: GspoConfig, network: Network, processor: Processor, directory: Path) -> RolloutEngine:
+    """What samples; ``directory`` is where a server reads weights."""
+    server = config.rollout.server
+    if server is None:
+        return NetworkSampler(network, processor, config.rollout.cache_tokens)
+    return VllmSampler(
+        VllmServer(server.url),
+        processor,
+        network.config.text_config.vocab_size,
+        NcclTransfer() if server.transfer == "nccl" else DirectoryTransfer(directory, processor),
+        model=server.model,
+        concurrency=server.concurrency,
+    )
 
 
 def judged(reward: Reward, answers: Sequence[tuple[Row, Response]]) -> list[Judgement]:

@@ -2,9 +2,22 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model.config import Section
+
+
+class RolloutServer(Section):
+    """A vLLM server in its development mode that samples instead of the trainer, and is sent the trainer's weights."""
+
+    url: str = Field(pattern=r"^https?://[^/\s]+$")
+    """Where it listens, without a path."""
+    model: str = Field(min_length=1)
+    """The name that it serves the model under."""
+    transfer: Literal["directory", "nccl"] = "directory"
+    """How weights reach it: through a directory that it sees under the same path, or from GPU to GPU."""
+    concurrency: int = Field(64, gt=0)
+    """Queries that a process asks at the same time."""
 
 
 class RolloutConfig(Section):
@@ -30,5 +43,13 @@ class RolloutConfig(Section):
     """Queries of a process that are answered before the answers are stored: what a kill loses at most."""
     cache_tokens: int = Field(65536, gt=0)
     """Positions, padding included, that are decoded together: bounds the memory of the sampling."""
+    server: RolloutServer | None = None
+    """Samples instead of the network that trains; its rounding depends on what it does besides."""
     importance_cap: float | None = Field(None, gt=0)
-    """Weigh answers by min(pi_old / pi_sampler, cap), where the sampling engine is not the trainer; None does not."""
+    """Weigh answers by min(pi_old / pi_sampler, cap), which a server needs; None does not."""
+
+    @model_validator(mode="after")
+    def _corrected(self) -> "RolloutConfig":
+        if self.server is not None and self.importance_cap is None:
+            raise ValueError("importance_cap: a server samples from other numbers than the trainer has; set it")
+        return self

@@ -1,17 +1,23 @@
 """The step ``gspo``: from queries and a model directory to a model directory, with what its rewards could not judge."""
 
+from pathlib import Path
+from typing import ClassVar
+
 import pytest
 import torch
 from pydantic import ValidationError
 
+from components.gspo import step
 from components.gspo.config import GspoConfig, RewardConfig
 from components.gspo.step import run
 from model.data.schema import scorer
 from model.data.shards import open_dataset, write_dataset
-from model.families.opening import load_network
+from model.families.opening import load_network, load_processor
 from model.objectives.config import GspoObjective
 from model.training.config import PackingConfig, TrainingConfig
-from model.training.policy_config import RolloutConfig
+from model.training.policy_config import RolloutConfig, RolloutServer
+from model.training.rollout import Query
+from model.training.vllm_rollout import conversation
 
 CONFIG = GspoConfig(
     training=TrainingConfig(learning_rate=1e-3, steps=2, batch_size=8, log_every=1, threads=1, precision="float32"),
@@ -46,11 +52,53 @@ def test_a_model_learns_from_its_own_answers(asked, heldout, random_models, cont
     assert not torch.equal(before.head.weight, after.head.weight)
 
 
+class Server:
+    """Stands for a vLLM server: reads prompts as the processor does, and answers with numbers."""
+
+    calls: ClassVar[list[str]] = []
+
+    def __init__(self, url, processor):
+        self.url, self.processor = url, processor
+
+    def post(self, path, body=None, **_query):
+        self.calls.append(path)
+        if path == "/collective_rpc":
+            assert load_network(Path(body["kwargs"]["weights_path"])) is not None
+        if path != "/v1/chat/completions":
+            return None
+        asked = next(row for row in self.rows if conversation(Query(row)) == body["messages"])
+        choices = []
+        for index in range(body["n"]):
+            ids = [(body["seed"] + index * place) % 100 + 20 for place in range(3 + index)]
+            content = [{"logprob": -5.0} for _ in ids]
+            choices.append(
+                {"index": index, "token_ids": ids, "logprobs": {"content": content}, "finish_reason": "stop"}
+            )
+        return {"prompt_token_ids": self.processor.question(asked).input_ids, "choices": choices}
+
+
+def test_a_server_samples_with_the_weights_of_the_moment(asked, heldout, random_models, context, tmp_path, monkeypatch):
+    Server.rows = list(open_dataset(asked[0]).rows())
+    monkeypatch.setattr(step, "VllmServer", lambda url: Server(url, load_processor(random_models[0])))
+    plan = CONFIG.rollout.model_copy(
+        update={"server": RolloutServer(url="http://a:1", model="m"), "importance_cap": 2.0}
+    )
+    config = CONFIG.model_copy(update={"rollout": plan, "training": CONFIG.training.model_copy(update={"steps": 4})})
+    result = run(
+        config, rows=asked[0], heldout=heldout, init=random_models[0], model=tmp_path / "model", context=context
+    )
+    assert Server.calls.count("/collective_rpc") == 2, "once an iteration"
+    assert Server.calls.count("/v1/chat/completions") == 8
+    learned = [record for record in result.history if record["learning"]]
+    assert learned and all(record["mismatch"] > 0.1 and 0 < record["importance"] <= 2 for record in learned)
+
+
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
         ("training", {"packing": PackingConfig(max_tokens=64, max_units=4)}, r"training\.packing: answers are packed"),
         ("training", {"batch_size": 6}, r"batch_size must divide rollout\.prompts \* rollout\.responses"),
+        ("rollout", {"server": {"url": "http://a:1", "model": "m"}}, "importance_cap: a server samples"),
         ("reward", {"soft_length": 64}, r"soft_length must be below rollout\.max_new_tokens, which is 64"),
     ],
 )

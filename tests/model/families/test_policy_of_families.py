@@ -15,7 +15,7 @@ from tests.model.families.test_trees_of_answers import by_itself
 from tests.model.training.policy_runs import OBJECTIVE, Recited, babble, even_share, rollout, run, training
 from tests.tiny import picture, question_row
 from tests.tiny_internvl import ARCHITECTURES, random_architecture
-from tests.tiny_qwen import mixed_row
+from tests.tiny_qwen import GENERATIONS, mixed_row
 
 PLAN = rollout(prompts=3, responses=3, kept_together=3)
 SETTINGS = training(steps=1, batch_size=9, micro_batch_size=9)
@@ -97,7 +97,15 @@ def assert_an_iteration_trains(network, processor, rows, directory):
     assert all(not torch.equal(p, before[name]) for name, p in network.named_parameters() if "norm" in name)
 
 
-@pytest.mark.parametrize("name", ["1b, Qwen3, tied", "30b, Qwen3 mixture", "20b, GPT-OSS"])
+_QUICK = ("30b, Qwen3 mixture", "qwen3_vl")
+"""The others take as long each: they come after the quick tests."""
+
+
+def _named(names):
+    return [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", _named(ARCHITECTURES))
 def test_internvl_learns_from_its_answers(name, tmp_path, monkeypatch):
     network, processor = random_architecture(name)
     with monkeypatch.context() as patches:
@@ -105,17 +113,7 @@ def test_internvl_learns_from_its_answers(name, tmp_path, monkeypatch):
     assert_an_iteration_trains(network, processor, internvl_rows(), tmp_path / "two")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", sorted(ARCHITECTURES.keys() - {"1b, Qwen3, tied", "30b, Qwen3 mixture", "20b, GPT-OSS"})
-)
-def test_every_architecture_of_internvl_learns_from_its_answers(name, tmp_path, monkeypatch):
-    network, processor = random_architecture(name)
-    with monkeypatch.context() as patches:
-        assert_gradient_is_the_published_one(network, processor, internvl_rows(), tmp_path / "one", patches)
-    assert_an_iteration_trains(network, processor, internvl_rows(), tmp_path / "two")
-
-
+@pytest.mark.parametrize("qwen", _named(GENERATIONS), indirect=True)
 def test_a_qwen_vl_learns_from_its_answers(qwen, tmp_path, monkeypatch):
     network = deepcopy(qwen.network)
     with monkeypatch.context() as patches:

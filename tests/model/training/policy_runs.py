@@ -31,7 +31,7 @@ def queries(count=6):
 def training(**changes) -> TrainingConfig:
     """Two optimiser steps an iteration of 2 queries x 4 answers."""
     base = {"learning_rate": 1e-3, "steps": 4, "batch_size": 4, "micro_batch_size": 4, "precision": "float32"}
-    pace = {"log_every": 1, "checkpoint_every": 1, "threads": 1, "warmup_ratio": 0.0, "loss_chunk": 8}
+    pace = {"log_every": 1, "checkpoint_every": 100, "threads": 1, "warmup_ratio": 0.0, "loss_chunk": 8}
     return TrainingConfig.model_validate(base | pace | changes)
 
 

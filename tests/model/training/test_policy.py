@@ -25,7 +25,10 @@ def unequal(_token_ids, number):
     return Judgement(float(number**2), accuracy=float(number % 2), well_formed=1.0)
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 3, 4])
+_SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("micro_batch_size", [pytest.param(1, marks=_SLOW), 3, pytest.param(4, marks=_SLOW)])
 def test_how_a_step_is_cut_into_forward_passes_changes_no_loss(tmp_path, micro_batch_size):
     """A group of four in one tree, in two, or each answer alone; two of the groups lie in each step."""
     plan, settings = rollout(prompts=4, kept_together=4), {"batch_size": 8, "steps": 4, "micro_batch_size": 8}
@@ -227,6 +230,7 @@ def test_a_batch_that_does_not_divide_a_rollout_is_refused(tmp_path):
         run(tmp_path, config=training(batch_size=3, micro_batch_size=3), engine=Recited(babble))
 
 
+@_SLOW
 def test_rewards_rise(tmp_path):
     """From text alone, in bfloat16: answers get more even tokens when those are rewarded."""
     rows = [row for row in queries(8) if not row["media"]]
@@ -248,6 +252,7 @@ def test_the_vision_tower_stays_as_it_is_when_it_is_not_to_train(tmp_path):
             assert torch.equal(parameter, before[name]) == (id(parameter) in tower), name
 
 
+@_SLOW
 def test_adapters_learn_from_the_answers_of_the_adapted_network(tmp_path):
     config = training(steps=4, lora={"rank": 2, "targets": ["language", "vision"]}, learning_rate=1e-2)
     _, state, _ = run(tmp_path, config=config)

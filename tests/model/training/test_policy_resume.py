@@ -47,8 +47,18 @@ def dying_run(state_dir, config, phase, at):
         run(state_dir, config=config, network=network, processor=processor, engine=engine, **functions)
 
 
-@pytest.mark.parametrize("checkpoint_every", [1, 3])
-@pytest.mark.parametrize(("phase", "at"), [("rollout", 3), ("reward", 2), ("log", 2), ("log", 3)])
+@pytest.mark.parametrize(
+    ("phase", "at", "checkpoint_every"),
+    [
+        ("rollout", 3, 1),
+        ("reward", 2, 3),
+        ("log", 3, 3),
+        pytest.param("rollout", 3, 3, marks=pytest.mark.slow),
+        pytest.param("reward", 2, 1, marks=pytest.mark.slow),
+        pytest.param("log", 2, 1, marks=pytest.mark.slow),
+        pytest.param("log", 2, 3, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_ended_in_any_phase_goes_on_bit_for_bit(tmp_path, whole, phase, at, checkpoint_every):
     """``log`` is called between an update and its checkpoint."""
     config = training(steps=6, checkpoint_every=checkpoint_every)
@@ -82,11 +92,12 @@ def test_only_rollouts_that_a_checkpoint_may_need_are_kept(tmp_path):
 
 
 def test_a_checkpoint_whose_rollouts_are_gone_is_refused(tmp_path):
+    config = training(checkpoint_every=1)
     with pytest.raises(Killed):
-        run(tmp_path, engine=Recited(babble), log=Dying(lambda _record: None, 1))
+        run(tmp_path, config=config, engine=Recited(babble), log=Dying(lambda _record: None, 1))
     RolloutStore(tmp_path / "rollouts").drop_before(99)
     with pytest.raises(InputError, match="the rollouts of iteration 0 are gone; start over"):
-        run(tmp_path, engine=Recited(babble))
+        run(tmp_path, config=config, engine=Recited(babble))
 
 
 def test_a_damaged_file_of_rollouts_is_named(tmp_path):
