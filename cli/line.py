@@ -112,6 +112,9 @@ def why_not_commit(profile: Profile, settings: Settings, root: Path) -> str:
     file = PROFILES / f"{profile.name}.yaml"
     if file.is_file() and "extends" in read_yaml(file, str(file)):
         return f"profile {profile.name} extends another, and DVC reads one file"
+    described = read_yaml(root / "dvc.yaml", str(root / "dvc.yaml"))["stages"]
+    if left_out := [step for step in described if step not in profile.line]:
+        return f"dvc.yaml describes the full line, and profile {profile.name} leaves out {', '.join(left_out)}"
     return ""
 
 

@@ -11,8 +11,10 @@ PRETRAIN_TASK = "pretrain"
 # copy would be dropped as a duplicate.
 _PRETRAIN_SHARE = 0.4
 _OTHER_SOURCES = ("digits", "embedded", "dataset", "source")
-# The shape of tiny for texts that are no digits: more words, longer rows.
-_LARGER_TEXTS: dict[str, Any] = {
+# The shape of tiny for texts that are no digits: more words, longer rows. The line ends with fine-tuning: preferences
+# and queries come from a model that is right now and then, and of unknown rows nobody can promise that.
+_FOR_ANY_TEXTS: dict[str, Any] = {
+    "line": ["collect", "curate", "pretrain", "sft", "evaluate", "gate", "register", "deploy"],
     "collect": {"vocabulary": 2048},
     "pretrain": {"training": {"max_tokens": 1024}},
     "sft": {"training": {"max_tokens": 1024}},
@@ -44,7 +46,7 @@ def data_overrides(directory: Path, given: dict[str, Any], *, default_profile: b
         collect["source"] = {"path": path, "pretrain_share": _PRETRAIN_SHARE} | named
         overrides["curate"] = {"pretrain_tasks": [PRETRAIN_TASK]}
     if default_profile:
-        overrides = merge(overrides, _LARGER_TEXTS)
+        overrides = merge(overrides, _FOR_ANY_TEXTS)
     return merge(overrides, given), found
 
 

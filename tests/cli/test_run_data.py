@@ -13,6 +13,8 @@ from model.data.shards import open_dataset, write_dataset
 from pipelines.profile import load_profile, parse_overrides
 from tests.source_builders import import_all, png, questions_csv, write_jsonl
 
+STEPS_TO_FINE_TUNING = ("collect", "curate", "pretrain", "sft", "evaluate", "gate", "register", "deploy")
+
 
 def profile_of(directory, *settings, profile=None):
     changes, found = data_overrides(directory, parse_overrides(settings), default_profile=profile is None)
@@ -28,9 +30,16 @@ def test_a_folder_of_images_and_a_csv_becomes_a_profile_in_the_shape_of_tiny(tmp
     assert profile.curate.pretrain_tasks == ("pretrain",)
     assert 0 < profile.collect.source.pretrain_share < 1
     tiny = load_profile("tiny")
-    assert profile.line == tiny.line
+    assert profile.line == tuple(step for step in tiny.line if step in STEPS_TO_FINE_TUNING)
     assert profile.pretrain.model == tiny.pretrain.model
     assert profile.sft.training.max_tokens <= tiny.pretrain.model.language.max_position_embeddings
+
+
+def test_a_named_profile_keeps_its_line_and_a_line_can_be_asked_for(tmp_path):
+    source = questions_csv(tmp_path / "meters", 5)
+    assert profile_of(source, profile="tiny")[0].line == load_profile("tiny").line
+    line = ("collect", "curate", "pretrain", "sft", "vico", "evaluate", "gate", "register", "deploy")
+    assert profile_of(source, f"line=[{','.join(line)}]")[0].line == line
 
 
 def test_what_the_user_sets_wins(tmp_path):
