@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from components.code_version import code_version
 from components.context import StepContext, StepResult
 from components.mpo.config import MpoConfig
 from components.training_step import finish, run_stage
@@ -11,6 +12,10 @@ from model.families.opening import load_network, load_processor
 from model.training.pairs import check_pairs
 from model.training.preferences import preference_stage
 from model.training.references import ReferenceCache, ReferenceCopy
+
+_REPOSITORY = Path(__file__).parents[2]
+# What prepares rows and opens networks, and what asks them.
+_REFERENCE_CODE = ("model/families/opening.py", "model/training/references.py")
 
 
 def run(config: MpoConfig, *, rows: Path, heldout: Path, init: Path, model: Path, context: StepContext) -> StepResult:
@@ -34,8 +39,14 @@ def run(config: MpoConfig, *, rows: Path, heldout: Path, init: Path, model: Path
         reference = ReferenceCopy(network, config.training)
     else:
         directory = (context.cache_dir or context.state_dir) / "references"
-        reference = ReferenceCache(directory, payload_sha256(init), context.progress)
+        reference = ReferenceCache(directory, _identity(init), context.progress)
     stage = preference_stage("mpo", config.training, config.objective, reference)
     result = run_stage(network, processor, dataset, stage, config.training, context)
     base = init if config.training.lora else None
     return finish(network, processor, heldout, config.heldout_rows, model, context, result, adapter_of=base)
+
+
+def _identity(init: Path) -> str:
+    """Of the reference: its model directory, and the code that runs it."""
+    code = (code_version(_REPOSITORY / module, _REPOSITORY) for module in _REFERENCE_CODE)
+    return " ".join([payload_sha256(init), *code])

@@ -11,6 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -67,17 +68,17 @@ class ReferenceCache:
     """Reference log-probabilities of a dataset's pairs, in files of a directory that runs may share.
 
     A file holds those of up to 64 neighbouring rows. Its name is a hash of all that they depend on: the model, the rows
-    with their questions, media and answers, and the settings of the forward pass. So what a run finds here is to the
-    last bit what it would compute itself, and a file is there whole or not at all.
+    with their questions, media and answers, settings and code of the forward pass, and the kind of machine. So what a
+    run finds here is to the last bit what it would compute itself, and a file is there whole or not at all.
 
     Args:
         directory: shared by the ranks, and by other runs.
-        model_sha256: identity of the model that training starts from.
+        identity: of the model that training starts from, and of the code that prepares rows and runs it.
         progress: told of every part.
     """
 
-    def __init__(self, directory: Path, model_sha256: str, progress: Progress, in_part: int = _PAIRS_IN_PART) -> None:
-        self.directory, self.model_sha256, self.in_part = directory, model_sha256, in_part
+    def __init__(self, directory: Path, identity: str, progress: Progress, in_part: int = _PAIRS_IN_PART) -> None:
+        self.directory, self.identity, self.in_part = directory, identity, in_part
         self._progress = progress
         self._known: Reference | None = None
 
@@ -143,8 +144,9 @@ class ReferenceCache:
     def _name(self, part: range, source: PairReader, engine: Engine) -> str:
         config = source.config
         settings = {
-            "model": self.model_sha256,
-            "device": engine.device.type,
+            "identity": self.identity,
+            "versions": [torch.__version__, transformers.__version__],
+            "machine": _machine(engine.device),
             "pairs": source.micro_pairs,
             "weights": "rounded" if config.zero and config.precision == "bfloat16" else "float32",
             **config.model_dump(mode="json", include={"precision", "loss_chunk", "threads", "attention", "compile"}),
@@ -166,6 +168,13 @@ class ReferenceCache:
 
     def _write(self, name: str, values: Reference) -> None:
         write_atomic(self.directory / name, save({kind: x.contiguous() for kind, x in values._asdict().items()}))
+
+
+def _machine(device: torch.device) -> str:
+    """What decides the last bits of a sum beside the threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _row_sha256(row: Row) -> bytes:
