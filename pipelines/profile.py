@@ -107,9 +107,11 @@ class Profile(Section):
         return self
 
     @model_validator(mode="after")
-    def _family_has_a_start(self) -> "Profile":
+    def _family_fits(self) -> "Profile":
         if self.family != "internvl" and self.pretrain.init_from is None:
             raise ValueError(f"pretrain.init_from: family {self.family} starts from a released checkpoint")
+        if self.family != "internvl" and {"vico", "route"} & set(self.line):
+            raise ValueError(f"line: vico and route are for InternVL; family {self.family} has no second projector")
         return self
 
 

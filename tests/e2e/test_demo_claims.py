@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.findings import trends
 from cli.summary import Summary
 
 pytestmark = pytest.mark.demo
@@ -43,6 +44,22 @@ def test_with_images_swapped_a_family_falls_to_its_constant(heldout, family):
     """Two samples of 250 rows differ by up to 0.12 at 95 % even where their expectations are the same."""
     assert heldout[family].swapped < heldout[family].constant + 0.12
     assert heldout[family].swapped < heldout[family].low
+
+
+@pytest.mark.parametrize("stage", ["mpo", "gspo"])
+def test_the_cascade_is_stable(summary, stage):
+    """Over the same rows: the mean of the families stays within the interval of the fine-tuned model's."""
+    mean = {score.stage: score for score in trends(summary)[0].scores}
+    assert mean[stage].score >= mean["sft"].low
+
+
+def test_the_router_saves_visual_tokens_and_keeps_the_score(summary):
+    out = Path(os.environ.get("FOVEA_OUT", "out"))
+    routed = json.loads((out / "line" / "route" / "model" / "lineage.json").read_text())["numbers"]
+    mean = {score.stage: score for score in trends(summary)[0].scores}
+    assert 0.25 <= routed["visual_tokens_kept"] < 0.95
+    assert routed["heldout_mean"] >= routed["heldout_mean_full"] - (mean["vico"].score - mean["vico"].low)
+    assert mean["route"].score >= mean["sft"].low
 
 
 def test_the_answer_came_through_the_gateway(summary):

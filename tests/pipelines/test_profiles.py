@@ -111,6 +111,9 @@ def test_a_line_that_makes_no_sense_is_refused(line, problem):
 def test_a_family_without_adapter_starts_from_a_checkpoint():
     with pytest.raises(InputError, match=r"pretrain\.init_from: family qwen2_5_vl starts from a released checkpoint"):
         load_profile("tiny", {"family": "qwen2_5_vl"})
+    line, vico = [*load_profile("tiny").line], load_profile("tiny").vico.model_dump(mode="json")
+    with pytest.raises(InputError, match=r"line: vico and route are for InternVL"):
+        load_profile("qwen2_5_vl_7b", {"line": [step for step in line if step != "route"], "vico": vico})
 
 
 # --- unknown keys, wrong values
