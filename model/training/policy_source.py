@@ -6,6 +6,7 @@ and a run that was killed goes on as it was.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import groupby
@@ -109,12 +110,18 @@ class RolloutSource:
             InputError: a checkpoint lies in the middle of an iteration whose rollouts are gone.
         """
         iteration: Iteration | None = None
-        for step in range(first, last):
-            number, part = divmod(step, self.steps)
-            if iteration is None or iteration.number != number:
-                iteration = self._iteration(number, part)
-            self.memory.begin(answer_records(iteration, self._step_slots(part), self.rows))
-            yield Reading(step, [batch for batch, _ in self._batches(iteration, part)], None)
+        coming: Future[list[TreeBatch]] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            for step in range(first, last):
+                number, part = divmod(step, self.steps)
+                if iteration is None or iteration.number != number:
+                    iteration, coming = self._iteration(number, part), None
+                batches = self._step_batches(iteration, part) if coming is None else coming.result()
+                # The next step of the iteration takes answers that are there: made while this one trains.
+                more = part + 1 < self.steps and step + 1 < last
+                coming = pool.submit(self._step_batches, iteration, part + 1) if more else None
+                self.memory.begin(answer_records(iteration, self._step_slots(part), self.rows))
+                yield Reading(step, batches, None)
 
     def _iteration(self, number: int, part: int) -> Iteration:
         """The rollout of an iteration that goes on with step ``part`` of it."""
@@ -218,6 +225,9 @@ class RolloutSource:
             elif self.ranks > 1:
                 batches.append((self._stand_in(iteration, candidates[0], weight), []))
         return batches
+
+    def _step_batches(self, iteration: Iteration, part: int) -> list[TreeBatch]:
+        return [batch for batch, _ in self._batches(iteration, part)]
 
     def _batch(self, iteration: Iteration, slots: Sequence[int], weight: float) -> TreeBatch:
         """Answers laid into trees, those of a group into one."""
