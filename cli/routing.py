@@ -58,9 +58,12 @@ def _see(
         raise InputError(f"{name}: {error}") from error
     from model.families.generation import Request, generate
     from model.flash.checkpoint import load_model, load_processor
+    from model.flash.conversion import layout_of
     from model.flash.encoding import look as see
     from model.flash.picture import draw_answer, share
 
+    if directory.is_dir():
+        layout_of(directory)  # only an InternVL has tiles
     network, processor = load_model(directory, full_resolution=full), load_processor(directory)
     messages = [{"role": "user", "content": f"<image>\n{question}"}]
     features = [found.features for found in network.encode([image])]

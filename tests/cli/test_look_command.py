@@ -54,6 +54,12 @@ def test_what_cannot_be_drawn_is_said_in_one_line(page, arguments, words):
     assert words in result.stderr and len(result.stderr.strip().splitlines()) == 1
 
 
+def test_a_model_without_tiles_is_refused(page, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    result = CliRunner().invoke(app, ["look", str(page), "--model", str(tmp_path)])
+    assert "model_type is 'qwen2_vl', not 'internvl'" in result.stderr
+
+
 def test_a_file_that_is_no_image_is_named(page, flash_directory, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     for name, words in (("text.png", "text.png: not an image"), ("missing.png", "missing.png: No such file")):
