@@ -185,7 +185,7 @@ class RolloutSource:
         # DeepSpeed holds weights of the precision that it computes in.
         half = self.training.precision == "bfloat16" and self.training.zero is None
         precision = torch.autocast(self._trainer.device.type, torch.bfloat16, enabled=half)
-        with torch.no_grad(), whole_weights(self.network), precision:
+        with torch.no_grad(), whole_weights(self.network), precision, _full_resolution(self.network):
             if self.rank == 0:  # a server is told once
                 self.engine.refresh(self.network)
             self._rollouts.from_first(None)
@@ -248,6 +248,20 @@ class RolloutSource:
         trunk: Sample = self._question(iteration.groups[slot // iteration.responses].row)
         given = {"advantages": torch.zeros(1), "sampler": torch.zeros(1)}
         return tree_batch([Tree(trunk, [answer])], [weight], given, self._blank)
+
+
+@contextmanager
+def _full_resolution(network: Network) -> Iterator[None]:
+    """A Flash model that routes its tiles sees all of them whole, as it does where it is trained; then as before."""
+    decision = getattr(network, "decision", None)
+    if decision is None:
+        yield
+        return
+    network.decision = None
+    try:
+        yield
+    finally:
+        network.decision = decision
 
 
 def short_queries(rows: Sequence[Row], processor: Processor, most: int) -> list[int]:

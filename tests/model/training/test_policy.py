@@ -13,6 +13,7 @@ from model.training.policy_rollouts import Judgement
 from model.training.policy_store import RolloutStore
 from tests.model.training.policy_runs import Recited, babble, queries, rollout, run, training
 from tests.tiny import byte_tokenizer, tiny_config
+from tests.tiny_flash import random_flash_model
 
 
 def of_tokens(judge):
@@ -259,3 +260,13 @@ def test_adapters_learn_from_the_answers_of_the_adapted_network(tmp_path):
     learned = [record for record in state.history if record["learning"]]
     assert learned and all(record["mismatch"] < 1e-5 for record in learned)
     assert any(record["grad_norm"] > 0 for record in learned)
+
+
+def test_a_network_that_routes_answers_from_whole_tiles_as_it_is_trained_on_them(tmp_path, tokenizer):
+    network, processor = random_flash_model(tokenizer)
+    decision = network.decision
+    rows = [row for row in queries(4) if row["media"]]
+    _, state, _ = run(tmp_path, config=training(steps=2), rows=rows, network=network, processor=processor)
+    assert any(record["learning"] for record in state.history)
+    assert all(record["mismatch"] < 1e-4 for record in state.history if record["learning"])
+    assert network.decision is decision is not None
