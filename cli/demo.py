@@ -44,12 +44,14 @@ def demo(
     """
     from cli.line import alone, settings_for
     from cli.progress import choose_mode
+    from pipelines.train import configs_of
 
     started = time.monotonic()
     for check in preflight.preflight(Path.cwd(), installed=True):
         if check.problem:
             raise InputError(check.problem)
     chosen = choose_profile(profile, settings)
+    configs_of(chosen)  # a line that cannot run is refused before anything is said or done
     surroundings = settings_for(resume_command())
     with alone(surroundings.out):
         _Demo(chosen, surroundings, choose_mode(quiet, machine), machine, started).run()

@@ -54,7 +54,8 @@ def row():
         ),
         (["--set", "sft.training.steps=many"], r"sft\.training\.steps: .*integer, not 'many'"),
         (["--set", "sft"], r"write key=value"),
-        (["--set", "line=[collect, mpo]"], r"line: stage mpo has no section"),
+        (["--set", "line=[collect, quantize]"], r"line: stage quantize has no section"),
+        (["--set", "line=[collect, curate]"], r"line: the pipeline train does not go without pretrain"),
     ],
 )
 def test_wrong_profile(command, options, words):
@@ -62,9 +63,12 @@ def test_wrong_profile(command, options, words):
 
 
 def test_a_stage_that_is_not_built_is_refused_by_name(place):
-    profile = {"extends": "micro", "line": ["collect", "curate", "pretrain", "sft", "mpo"], "mpo": {}}
+    quantize = {"scheme": "W4A16", "calibration_rows": 512, "max_tokens": 2048}
+    profile = {"extends": "micro", "line": ["collect", "curate", "pretrain", "sft", "quantize"], "quantize": quantize}
     (place / "ahead.yaml").write_text(json.dumps(profile))
-    assert "mpo" in complaint("run", "--profile", "ahead.yaml")
+    assert "stage quantize is described by this profile but not built yet" in complaint(
+        "run", "--profile", "ahead.yaml"
+    )
 
 
 @pytest.mark.parametrize(
