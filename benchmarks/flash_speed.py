@@ -45,6 +45,7 @@ CYCLE = 3
 SIDES = ("full", "flash")
 _QUESTION = "w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15 w16"
 _NEW_TOKENS, _BATCH = 16, 6
+_VOCABULARY = 151_936
 
 
 @dataclass(frozen=True)
@@ -65,23 +66,32 @@ class Measured:
 def shapes() -> dict[str, ModelConfig]:
     """Shapes to measure on this machine, the one that ``ratio`` is about last."""
     if torch.cuda.is_available():
-        return {name: load_profile(f"internvl3_5_{name}").pretrain.model for name in ("1b", "8b")}
+        return {name: published(name) for name in ("1b", "8b")}
     tiny = load_profile("tiny").pretrain.model.model_copy(update={"max_tiles": 12})
     language = {"hidden_size": 512, "num_hidden_layers": 7, "num_attention_heads": 8, "intermediate_size": 1536}
     wide = LanguageConfig(**(tiny.language.model_dump() | language))
     return {"balanced as 8b": tiny.model_copy(update={"language": wide}), "tiny": tiny}
 
 
+def published(size: str) -> ModelConfig:
+    """The shape of an InternVL3.5, without the weights it starts from, with as many words as Qwen3 has."""
+    shape = load_profile(f"internvl3_5_{size}").pretrain.model
+    language = shape.language.model_copy(update={"vocab_size": _VOCABULARY})
+    return shape.model_copy(update={"language": language, "vision_checkpoint": None, "language_checkpoint": None})
+
+
 def network_of(shape: ModelConfig) -> tuple[FlashModel, FlashProcessor]:
     """A network with random weights that never ends its answers, and a tokenizer of numbered words."""
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(512)}, unk_token="w0"))
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in (IMG_START, IMG_END, IMG_CONTEXT, TURN_END)])
-    network, processor = build_model(shape, tokenizer, seed=0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with device:
+        network, processor = build_model(shape, tokenizer, seed=0)
     network.add_flash(0)
     with torch.no_grad():
         network.head.weight[processor.eos_token_id] = 0  # never the largest logit of all
-    if torch.cuda.is_available():
-        network.to("cuda", torch.bfloat16)
+    if device.type == "cuda":
+        network.to(torch.bfloat16)
     return network.eval(), processor
 
 

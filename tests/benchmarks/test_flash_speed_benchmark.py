@@ -32,3 +32,11 @@ def test_both_sides_see_the_same_images_and_each_request_has_its_own_budget(rng)
     network.route_by(Decision("budget", token_budget=44))
     alone = network.encode([images[0]])[0].features
     assert alone.shape == routed[0].features[0].shape
+
+
+@pytest.mark.parametrize(("size", "hidden", "layers"), [("1b", 1024, 28), ("8b", 4096, 36)])
+def test_the_published_shapes_need_no_weights_of_their_own(size, hidden, layers):
+    shape = flash_speed.published(size)
+    assert (shape.language.hidden_size, shape.language.num_hidden_layers) == (hidden, layers)
+    assert (shape.rows_per_tile, shape.vision.hidden_size, shape.language.vocab_size) == (256, 1024, 151_936)
+    assert shape.vision_checkpoint is shape.language_checkpoint is None
