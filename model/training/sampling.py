@@ -17,8 +17,9 @@ from torch import Tensor
 from model.data.schema import PLACEHOLDERS, RESERVED
 
 _CONTROL = re.compile(r"<\|.*\|>")
-_RESOLUTION = float(2**48)
-"""Weight of the likeliest token where probabilities are summed as integers."""
+_RESOLUTION = float(2**44)
+"""Weight of the likeliest token where probabilities are summed as integers: 2**18 tokens that are all as likely add up
+to 2**62, and 64 bits hold that."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def draw(logits_BV: Tensor, allowed_A: Tensor, uniforms_B: Sequence[float], samp
         logits_BA = logits_BA.masked_fill(logits_BA < least, -torch.inf)
     if sampling.top_p < 1:
         logits_BA = logits_BA.masked_fill(~_nucleus(logits_BA, sampling.top_p), -torch.inf)
-    # The likeliest token has logit 0, so it weighs 2**48: the sums of any vocabulary are exact in 64 bits.
+    # The likeliest token has logit 0, so it weighs the whole resolution.
     cumulated_BA = (logits_BA.double().exp() * _RESOLUTION).long().cumsum(1)
     total_B = cumulated_BA[:, -1:]
     uniforms = torch.tensor(uniforms_B, dtype=torch.float64, device=logits_BA.device)[:, None]

@@ -58,6 +58,18 @@ def test_whatever_the_numbers_a_token_is_allowed_and_possible(logits, allowed, u
         assert likelier == 0
 
 
+SHARES = (0.0, 0.2, 0.5, 0.8, 0.999)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1000.0])
+def test_the_largest_vocabularies_are_drawn_from_evenly_where_all_tokens_are_alike(temperature):
+    vocabulary = 201_088
+    tokens = [
+        draw(torch.zeros(1, vocabulary), torch.arange(vocabulary), [u], Sampling(temperature)).item() for u in SHARES
+    ]
+    assert tokens == [int(share * vocabulary) for share in SHARES]
+
+
 def test_random_numbers_depend_on_what_names_an_answer_and_on_its_position_alone():
     def first(*name):
         stream = uniforms(*name)
