@@ -5,6 +5,7 @@ inside a fenced block of code.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -71,6 +72,7 @@ class _Reader(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.elements: list[Element] = []
         self._open: list[tuple[str, Element | None]] = []
+        self._names: Counter[str] = Counter()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         box = parse_box(dict(attrs).get("data-bbox") or "")
@@ -79,12 +81,15 @@ class _Reader(HTMLParser):
             self.elements.append(element)
         if tag not in _VOID:
             self._open.append((tag, element or (self._open[-1][1] if self._open else None)))
+            self._names[tag] += 1
 
     def handle_endtag(self, tag: str) -> None:
-        # The innermost open element of this name, and whatever was left open inside it.
-        for depth in range(len(self._open) - 1, -1, -1):
-            if self._open[depth][0] == tag:
-                del self._open[depth:]
+        # The innermost open element of this name, and whatever was left open inside it. An end tag of none costs
+        # nothing: thousands of them after thousands of open elements would take half a minute to look for.
+        while self._names[tag]:
+            name, _ = self._open.pop()
+            self._names[name] -= 1
+            if name == tag:
                 return
 
     def handle_data(self, data: str) -> None:

@@ -111,3 +111,9 @@ def test_markup_that_is_never_closed_costs_no_minutes(part):
     page = '<p data-bbox="1 2 3 4">read'
     assert [element.text for element in parse_page(page + part * (120_000 // len(part)))][:1]
     assert parse_page(f"{page} < 5")[0].text == "read < 5"
+
+
+@pytest.mark.timeout(5)
+def test_end_tags_of_elements_that_were_never_opened_cost_nothing():
+    page = '<p data-bbox="1 2 3 4">read' + "<a>" * 21_000 + "</b>" * 16_000 + "</p> no more"
+    assert [element.text for element in parse_page(page)] == ["read"]
