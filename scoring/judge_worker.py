@@ -11,12 +11,13 @@ import resource
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from scoring.math_answer import load_library, score_math
-from scoring.score import score_answer
+from scoring.score import Score, score_answer
 
 _PR_SET_PDEATHSIG = 1
 
@@ -56,15 +57,29 @@ def _end_with(parent: int) -> None:
 
 
 def _judge(request: dict[str, Any]) -> dict[str, Any]:
+    scorer = score_math if request["name"] == "math" else score_answer
     try:
-        score = (score_math if request["name"] == "math" else score_answer)(**request)
+        score = scorer(**request)
     except ValueError as error:
-        return {"fault": str(error)[:500]}
+        if _unusable(scorer, request):
+            return {"fault": str(error)[:500]}
+        return {"failed": f"{type(error).__name__}: {error}"[:500]}
     except MemoryError:
         return {"failed": "out of memory"}
     except Exception as error:  # noqa: BLE001 - a scorer may raise anything: that is what this process is for
         return {"failed": f"{type(error).__name__}: {error}"[:500]}
     return {"value": score.value, "parsed": score.parsed}
+
+
+def _unusable(scorer: Callable[..., Score], request: dict[str, Any]) -> bool:
+    """Whether the row is to blame for an error and not the answer: then its own reference makes the scorer raise too."""
+    if not request["answers"]:
+        return True
+    try:
+        scorer(**request | {"prediction": request["answers"][0]})
+    except ValueError:
+        return True
+    return False
 
 
 if __name__ == "__main__":

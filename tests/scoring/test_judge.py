@@ -62,6 +62,7 @@ def scorers(tmp_path, monkeypatch):
         "def hostile(prediction, answers):\n"
         "    if prediction == 'hang': sum(iter(int, 1))\n"
         "    if prediction == 'raise': raise RuntimeError('boom')\n"
+        "    if prediction == 'complain': raise ValueError('not a value')\n"
         "    if prediction == 'recurse': hostile.__wrapped__ = hostile; return hostile(*[prediction, answers])\n"
         "    if prediction == 'eat': return float(len(bytearray(1 << 40)))\n"
         "    if prediction == 'die': os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -88,6 +89,7 @@ def exact(text: str) -> Request:
     [
         ("hang", "over 0.3 s of processor time"),
         ("raise", "RuntimeError: boom"),
+        ("complain", "ValueError: not a value"),
         ("recurse", "RecursionError: maximum recursion depth exceeded"),
         ("eat", "out of memory"),
         ("die", "its process died of SIGKILL"),
