@@ -1,0 +1,27 @@
+"""The comparison of starts says what it needs, and measures what its name says."""
+
+from copy import deepcopy
+
+import pytest
+
+from model.data.errors import InputError
+from model.training.config import TrainingConfig
+from model.training.consistency import FrozenReference
+from tests.model.training.flash_on_ranks import BASE, rows, start
+
+
+def test_a_missing_demo_is_said_in_one_line(tmp_path):
+    from benchmarks.vico_init import compare
+
+    with pytest.raises(InputError, match=r"sft/model: no such directory; run `make demo` first"):
+        compare(tmp_path, quick=True)
+
+
+def test_the_divergence_is_of_compressed_tiles_and_rows_of_text_have_none():
+    from benchmarks.vico_init import divergence
+
+    network, processor = start()
+    reference = FrozenReference(deepcopy(network), TrainingConfig(**BASE))
+    text = [row for row in rows() if not row["media"]]
+    assert divergence(network, processor, reference, text, 64) == 0
+    assert divergence(network, processor, reference, rows()[:1], 64) > 0.01
