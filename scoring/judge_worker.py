@@ -72,7 +72,7 @@ def _judge(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unusable(scorer: Callable[..., Score], request: dict[str, Any]) -> bool:
-    """Whether the row is to blame for an error and not the answer: then its own reference makes the scorer raise too."""
+    """Whether the row is to blame for an error, not the answer: then its own reference makes the scorer raise too."""
     if not request["answers"]:
         return True
     try:
