@@ -12,6 +12,7 @@ from components.build_preferences.queries import beginning, chunks, why_unasked,
 from components.context import ProgressFunction
 from components.rollouts import Answer
 from model.data.artifact import write_atomic
+from model.data.errors import InputError
 from model.data.schema import Row
 from model.families.interface import Processor
 from model.training.rollout import Query, RolloutEngine
@@ -58,12 +59,14 @@ class Sampler:
         """Sample for every row that is not done. ``total`` is their number, for progress.
 
         Raises:
-            InputError: names a row that cannot be used.
+            InputError: names a row that cannot be used, or a stored file that is damaged.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         done = 0
         for number, chunk in enumerate(chunks(rows, CHUNK)):
-            if not self._path(number).is_file():
+            if self._path(number).is_file():
+                self._stored(number, chunk)  # a damaged file is told of before hours of sampling
+            else:
                 entries = self._sample(chunk)
                 record = [
                     {"id": entry.row["id"], "reason": entry.reason, "answers": [asdict(a) for a in entry.answers]}
@@ -74,12 +77,26 @@ class Sampler:
             progress("sampling answers", done, total)
 
     def read(self, rows: Iterator[Row]) -> Iterator[Sampled]:
-        """What ``run`` stored, row by row, for the same rows."""
+        """What ``run`` stored, row by row, for the same rows.
+
+        Raises:
+            InputError: a stored file is damaged, or of other rows.
+        """
         for number, chunk in enumerate(chunks(rows, CHUNK)):
-            records = json.loads(self._path(number).read_bytes())
-            assert [record["id"] for record in records] == [row["id"] for row in chunk], "the chunks are of other rows"
-            for row, record in zip(chunk, records, strict=True):
-                yield Sampled(row, [Answer(**answer) for answer in record["answers"]], record["reason"])
+            yield from self._stored(number, chunk)
+
+    def _stored(self, number: int, chunk: Sequence[Row]) -> list[Sampled]:
+        path = self._path(number)
+        try:
+            records = json.loads(path.read_bytes())
+            if [record["id"] for record in records] != [row["id"] for row in chunk]:
+                raise ValueError("its rows are other ones")
+            return [
+                Sampled(row, [Answer(**answer) for answer in record["answers"]], record["reason"])
+                for row, record in zip(chunk, records, strict=True)
+            ]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}: damaged ({error}); remove it to have its queries answered again") from error
 
     def _path(self, number: int) -> Path:
         return self.directory / f"{number:08d}.json"

@@ -140,6 +140,16 @@ def test_stopped_between_any_two_chunks_and_run_again_it_gives_the_same_bytes(bu
     assert identities(pairs, rollouts) == identities(*built[:2])
 
 
+@pytest.mark.parametrize("stored", ["", '[{"id": "read-0"', "[]", '{"a": 1}'])
+def test_a_damaged_file_of_answers_is_named_before_anything_is_sampled(world, tmp_path, monkeypatch, stored):
+    answers = tmp_path / "state" / "answers"
+    answers.mkdir(parents=True)
+    (answers / "00000000.json").write_text(stored)
+    monkeypatch.setattr(NetworkSampler, "sample", None)
+    with pytest.raises(InputError, match=r"answers/00000000.json: damaged \(.*\); remove it"):
+        build(world, tmp_path)
+
+
 def test_memory_for_decoding_changes_no_answer(built, world, tmp_path):
     small = SMALL.model_copy(update={"decode_tokens": 700})
     pairs, rollouts, _ = build(world, tmp_path, small)
