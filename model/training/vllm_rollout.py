@@ -70,7 +70,10 @@ class VllmServer:
         except httpx.HTTPError as error:
             raise InputError(f"vLLM at {self.url}: {path}: {type(error).__name__}: {error}") from error
         if reply.is_success:
-            return json.loads(content) if content else None
+            try:
+                return json.loads(content) if content else None
+            except ValueError as error:
+                raise InputError(f"vLLM at {self.url}: {path}: the reply is not JSON: {_one_line(content)}") from error
         hint = "; start it with VLLM_SERVER_DEV_MODE=1" if reply.status_code == 404 else ""
         raise InputError(f"vLLM at {self.url}: {path}: status {reply.status_code}: {_one_line(content)}{hint}")
 
@@ -161,12 +164,21 @@ class VllmSampler:
         except InputError as error:
             raise InputError(f"row {query.row['id']}: {error}") from error
         self._check_prompt(query, reply)
-        return [self._response(choice) for choice in sorted(reply["choices"], key=lambda choice: choice["index"])]
+        try:
+            group = [self._response(choice) for choice in sorted(reply["choices"], key=lambda choice: choice["index"])]
+            if len(group) != count:
+                raise ValueError(f"{len(group)} answers")
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"row {query.row['id']}: vLLM at {self.server.url} does not give {count} answers with token ids and a "
+                f"log-probability of each ({type(error).__name__}: {error})"
+            ) from error
+        return group
 
     def _check_prompt(self, query: Query, reply: dict[str, Any]) -> None:
         expected = self.processor.question(query.row).input_ids
         expected = [*expected, *self.processor.tokenizer.encode(query.prefix, add_special_tokens=False).ids]
-        given = reply.get("prompt_token_ids")
+        given = reply.get("prompt_token_ids") if isinstance(reply, dict) else None
         if given != expected:
             read = "no tokens" if given is None else f"{len(given)} tokens"
             raise InputError(
@@ -177,6 +189,8 @@ class VllmSampler:
     def _response(self, choice: dict[str, Any]) -> Response:
         ids = choice["token_ids"]
         values = [token["logprob"] for token in choice["logprobs"]["content"]]
+        if len(values) != len(ids):
+            raise ValueError(f"{len(values)} log-probabilities of {len(ids)} tokens")
         reason = "stop" if choice["finish_reason"] == "stop" else "length"
         return Response(ids, values, self.processor.decode(ids), reason)
 

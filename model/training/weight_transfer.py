@@ -7,7 +7,7 @@ the server's workers, and broadcasts one parameter after the other.
 
 import base64
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from model.families.weights import checkpoint_tensors
 
 if TYPE_CHECKING:
     from model.training.vllm_rollout import VllmServer
+
+_REFUSED_WITHIN_S = 0.5
 
 
 class DirectoryTransfer:
@@ -60,6 +62,7 @@ class NcclTransfer:
             server.post("/start_weight_update")
             # The server answers when it has everything, so it is asked beside the broadcast.
             told = pool.submit(server.post, "/update_weights", {"update_info": update_info(weights)})
+            _not_refused(told)
             for tensor in weights.values():
                 torch.cuda.nccl.broadcast([tensor], root=0, comms=[self._group])
             told.result()
@@ -71,11 +74,23 @@ class NcclTransfer:
         workers = int(server.get("/get_world_size")["world_size"])
         unique_id = nccl.unique_id()
         told = pool.submit(server.post, "/init_weight_transfer_engine", {"init_info": init_info(unique_id, workers)})
+        _not_refused(told)
         group = nccl.init_rank(workers + 1, unique_id, 0)
         one = torch.zeros(1, device=device)
         nccl.all_reduce([one], comms=[group])
         told.result()
         return group
+
+
+def _not_refused(told: "Future[object]") -> None:
+    """A server that takes part answers at the end. One that refuses answers at once, and a collective operation with
+    its workers would wait for ever.
+
+    Raises:
+        InputError: it refuses.
+    """
+    if wait([told], _REFUSED_WITHIN_S).done:
+        told.result()
 
 
 def init_info(unique_id: bytes, workers: int) -> dict[str, object]:

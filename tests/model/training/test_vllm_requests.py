@@ -1,12 +1,16 @@
 """What is sent to a vLLM server, without one: messages, seeds, refusals, and the order of a transfer over NCCL."""
 
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
 import numpy as np
 import pytest
 import torch
 
 from model.data.errors import InputError
 from model.training.rollout import Query
-from model.training.vllm_rollout import VllmServer, conversation, request_seed
+from model.training.sampling import Sampling
+from model.training.vllm_rollout import VllmSampler, VllmServer, conversation, request_seed
 from model.training.weight_transfer import NcclTransfer
 from tests.tiny import picture, question_row
 
@@ -43,6 +47,79 @@ def test_every_query_has_a_seed_of_its_own():
 def test_a_server_that_is_not_there_is_one_line():
     with pytest.raises(InputError, match=r"vLLM at http://127.0.0.1:9: /pause: ConnectError"):
         VllmServer("http://127.0.0.1:9").post("/pause")
+
+
+class Replies:
+    """A server that gives one reply to whatever it is asked."""
+
+    url = "http://server"
+
+    def __init__(self, choices, prompt):
+        self._reply = {"choices": choices, "prompt_token_ids": prompt}
+
+    def post(self, path, body):
+        return self._reply
+
+
+def choice(index, ids, values):
+    content = {"content": [{"logprob": value} for value in values]}
+    return {"index": index, "token_ids": ids, "logprobs": content, "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [choice(0, [5, 6], [-1.0, -1.0])],
+        [choice(0, [5, 6], [-1.0, -1.0]), choice(1, [5, 6], [-1.0])],
+        [choice(0, [5, 6], [-1.0, -1.0]), {"index": 1, "token_ids": [5], "logprobs": None, "finish_reason": "stop"}],
+        [choice(0, [5, 6], [-1.0, -1.0]), {"index": 1, "text": "5", "finish_reason": "stop"}],
+    ],
+    ids=["too few answers", "too few log-probabilities", "no log-probabilities", "no token ids"],
+)
+def test_a_reply_that_lacks_something_names_the_row(tiny_model, choices):
+    processor, query = tiny_model[1], Query(question_row("r", [], "a"))
+    server = Replies(choices, processor.question(query.row).input_ids)
+    engine = VllmSampler(server, processor, 300, None, model="m")
+    with pytest.raises(InputError, match="row r: vLLM at http://server does not give 2 answers"):
+        engine.sample([query], 2, Sampling(), 0)
+
+
+def test_a_server_that_is_something_else_is_one_line():
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>\nwelcome")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        Thread(target=server.handle_request, daemon=True).start()
+        with pytest.raises(InputError, match="/pause: the reply is not JSON: <html> welcome"):
+            VllmServer(f"http://127.0.0.1:{server.server_port}").post("/pause")
+
+
+@pytest.mark.parametrize("refused", ["/init_weight_transfer_engine", "/update_weights"])
+def test_no_collective_operation_waits_for_a_server_that_refused(tiny_model, monkeypatch, refused):
+    class Refusing:
+        def get(self, path):
+            return {"world_size": 1}
+
+        def post(self, path, body=None):
+            if path == refused:
+                raise InputError(f"{path}: status 500")
+
+    def never(*_args, **_more):
+        raise AssertionError("waits for ever")
+
+    nccl = torch.cuda.nccl
+    monkeypatch.setattr(nccl, "unique_id", lambda: bytes(128))
+    monkeypatch.setattr(nccl, "init_rank", never if refused.startswith("/init") else lambda *_: "group")
+    monkeypatch.setattr(nccl, "all_reduce", lambda *_args, **_more: None)
+    monkeypatch.setattr(nccl, "broadcast", never)
+    with pytest.raises(InputError, match=refused):
+        NcclTransfer().send(tiny_model[0], Refusing())
 
 
 def test_a_transfer_over_nccl_joins_once_and_broadcasts_what_it_announced(tiny_model, monkeypatch):
