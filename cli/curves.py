@@ -231,7 +231,7 @@ def _legend(lines: Sequence[_Drawn], title: str) -> tuple[list[str], float]:
     parts, x, y = [], float(_LEFT), 38
     for line, colour in zip(lines, COLOURS, strict=False):
         said = f"{line.name} {line.end:.3g}"
-        wide = 24 + 6.2 * len(said)
+        wide = 24 + 7 * len(said)
         if x > _LEFT and x + wide > _WIDTH:
             x, y = float(_LEFT), y + 15
         parts.append(f'<rect x="{x:.1f}" y="{y - 9}" width="10" height="10" rx="2" fill="{colour}"/>')
