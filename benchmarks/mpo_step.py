@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +189,6 @@ def train_ours(directory: Path, rows: list[Row], config: TrainingConfig) -> tupl
 
     As with steps, the first forward passes do not count: the others stand for them.
     """
-    from dataclasses import replace
-
     from model.families.opening import load_network, load_processor
     from model.training.loop import train
     from model.training.preferences import preference_stage
