@@ -63,7 +63,8 @@ def score_table(families: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def demo_table(records: list[dict[str, Any]], lineage: Mapping[str, dict[str, Any]]) -> Table:
-    """Every step with its seconds, tokens and loss, and a line for each family that it scored."""
+    """Every step with its seconds, tokens and loss; the mean of the families where training scored a sample of them,
+    and a line for each family where ``evaluate`` scored everything."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stage")
     for name in ("seconds", "tokens", "loss"):
@@ -74,10 +75,15 @@ def demo_table(records: list[dict[str, Any]], lineage: Mapping[str, dict[str, An
         found = lineage[record["step"]]
         seconds = f"{record['seconds']:.1f}" + (" *" if record["cached"] else "  ")
         head = [record["step"], seconds, tokens_of(found, "{:,}"), loss_of(found, "{:.4f}")]
-        for family, score in found["heldout"].items():
-            table.add_row(*head, family, *_score_cells(score))
-            head = [""] * len(head)
-        if not found["heldout"]:
+        scores = found["heldout"]
+        if record["step"] == "evaluate":
+            for family, score in scores.items():
+                table.add_row(*head, family, *_score_cells(score))
+                head = [""] * len(head)
+        elif scores:
+            mean = sum(score["score"] for score in scores.values()) / len(scores)
+            table.add_row(*head, f"mean of {len(scores)}", f"{mean:.3f}")
+        else:
             table.add_row(*head)
     if any(record["cached"] for record in records):
         table.caption, table.caption_justify = "* from the store", "left"
