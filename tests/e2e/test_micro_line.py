@@ -100,7 +100,8 @@ def test_a_demo_serves_what_the_line_made_and_sums_it_up(micro_line):
     assert summary.cached_steps == STORED
     trained = [stage for stage in summary.stages if stage.tokens]
     assert [stage.name for stage in trained] == ["pretrain", "sft", "mpo", "gspo", "vico", "route"]
-    assert all(stage.loss > 0 and stage.heldout for stage in trained)
+    assert all(stage.heldout for stage in trained)
+    assert all(stage.loss > 0 for stage in trained if stage.name != "gspo")  # a policy's loss is around zero
     evaluated = next(stage for stage in summary.stages if stage.name == "evaluate")
     assert all(0 <= score.low <= score.score <= score.high <= 1 for score in evaluated.heldout.values())
     assert summary.dvc.lock_sha256 == file_sha256(micro_line.root / "dvc.lock")
