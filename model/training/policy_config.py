@@ -34,7 +34,7 @@ class RolloutConfig(Section):
     top_k: int = Field(0, ge=0)
     """Sample among so many likeliest tokens; 0 for all."""
     max_prompt_tokens: int = Field(8192, gt=0)
-    """A longer query is left out."""
+    """A longer query is left out, and so is one that leaves no room in the model's context."""
     max_new_tokens: int = Field(32768, gt=0)
     """Longest answer, its end of turn included."""
     cut: Literal["rewarded", "left_out"] = "rewarded"

@@ -82,10 +82,15 @@ class RolloutSource:
         self.rows, self.processor, self.training, self.rollout = rows, processor, training, rollout
         self.network, self.engine, self.memory, self.ranks, self.rank = network, engine, memory, ranks, rank
         self.steps = answers // training.batch_size  # of an iteration
-        kept = short_queries(rows, processor, rollout.max_prompt_tokens)
+        context = network.config.text_config.max_position_embeddings
+        # A prompt that leaves no room for an answer would end the run in whatever iteration asks it first.
+        kept = short_queries(rows, processor, min(rollout.max_prompt_tokens, context - 1))
         memory.left_out = len(rows) - len(kept)
         if not kept:
-            raise InputError(f"no query has at most {rollout.max_prompt_tokens} tokens (rollout.max_prompt_tokens)")
+            raise InputError(
+                f"no query has at most {rollout.max_prompt_tokens} tokens (rollout.max_prompt_tokens) "
+                f"and leaves room in the model's context of {context}"
+            )
         self._kept, self._order = kept, EpochOrder(len(kept), training.seed)
         self._store = RolloutStore(directory)
         self._rollouts = Rollouts(

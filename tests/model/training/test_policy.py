@@ -165,6 +165,14 @@ def test_a_query_of_just_as_many_tokens_is_kept(tmp_path, tokenizer):
     assert memory.left_out == 1
 
 
+def test_queries_that_leave_no_room_in_the_context_are_left_out_before_anything_is_sampled(tmp_path, tokenizer):
+    network, processor = build_model(tiny_config(), tokenizer, seed=0)
+    rows = queries(4)
+    network.config.text_config.max_position_embeddings = max(len(processor.question(row).input_ids) for row in rows)
+    _, _, memory = run(tmp_path, rows=rows, network=network, processor=processor)
+    assert memory.left_out == 1
+
+
 def test_a_row_that_is_asked_twice_in_an_iteration_gets_other_answers(tmp_path):
     run(tmp_path, rows=queries(1), config=training(steps=1))
     groups = RolloutStore(tmp_path / "rollouts").load(0)
