@@ -2,9 +2,14 @@
 
 All policies answer the same held-out rows, greedily: every tile in full; the router at a threshold that is chosen on
 other rows, so that half of the tokens are left there; and, at the router's number of tokens, random tiles, the smallest
-image size that gives at least as many tokens, and everything compressed (at its own, smaller number). Tokens of blank
-tiles do not count, neither as kept nor as removed. Retention is a score over the score in full; its intervals are
-bootstrapped over pairs of scores of a row.
+image size that gives at least as many tokens (whose tiles the tower was not trained on: it interpolates its
+positions), and everything compressed (at its own, smaller number). Tokens of blank tiles do not count, neither as kept
+nor as removed. Retention is a score over the score in full; its intervals are bootstrapped over pairs of scores of a
+row, as are those of the router's lead over random tiles and over everything compressed.
+
+Learning to answer from compressed tiles also moves the answers to full ones. So the model that ``vico`` started from
+answers too (``before``), and every policy says what it retains of that model's score (``of_before``): this is what
+Flash costs, where retention is what its routing costs.
 
 ``--quick`` routes with the model that ``make demo`` left in ``out/line``; otherwise ``vico`` and ``route`` run again
 with three seeds. ``ratio`` is what the router retains.
@@ -98,10 +103,17 @@ class Answers:
 
     def resized(self, side: int) -> np.ndarray:
         """Scores [rows] with every tile in full, made ``side`` pixels small before the tower sees it."""
+        return self._all_of(self.network, [self._smaller(sample, side) for sample in self._samples])
+
+    def in_full(self, network: "FlashModel") -> np.ndarray:
+        """Scores [rows] of another network, of the same processor, that sees every tile in full."""
+        return self._all_of(network, self._samples)
+
+    def _all_of(self, network: "FlashModel", samples: "Sequence[Sample]") -> np.ndarray:
         scores: list[float] = []
         for start in range(0, len(self.rows), _BATCH):
             part = range(start, min(start + _BATCH, len(self.rows)))
-            scores += self._score(part, [self._smaller(self._samples[index], side) for index in part], self.network)
+            scores += self._score(part, samples[start : part.stop], network)
         return np.array(scores)
 
     def _smaller(self, sample: "Sample", side: int) -> "Sample":
@@ -180,8 +192,21 @@ def heldout_rows(collect: CollectConfig, without: Sequence[str], most: int) -> t
     return validation, [kept[index] for indices in families for index in indices[VALIDATION:]]
 
 
-def measure_model(model: Path, validation: Sequence[Row], test: Sequence[Row], *, quick: bool, seed: int) -> Any:
-    """Scores of every policy: ``{policy: (scores [rows], kept share, kept share by family)}``, full first."""
+def lead(ours: np.ndarray, other: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Mean of ``ours`` less mean of ``other`` [rows], with the interval over rows drawn as pairs."""
+    rng, apart = np.random.default_rng(seed), ours - other
+    means = [apart[rng.integers(0, len(apart), len(apart))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"mean": round(float(apart.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+
+
+def measure_model(
+    model: Path, start: Path, validation: Sequence[Row], test: Sequence[Row], *, quick: bool, seed: int
+) -> Any:
+    """Scores of every policy: ``{policy: (scores [rows], kept share, kept share by family)}``, full first.
+
+    ``before`` is the model at ``start``, from which ``model`` was made, in full.
+    """
     import torch
 
     from model.families.opening import load_network, load_processor
@@ -213,7 +238,20 @@ def measure_model(model: Path, validation: Sequence[Row], test: Sequence[Row], *
     side = smallest_side(answers.kept(half), tile, network.config.vision_config.patch_size[0])
     share = side**2 / tile**2
     found[f"images of {side} pixels"] = (answers.resized(side), share, dict.fromkeys(families, round(share, 4)))
+    found["before"] = (answers.in_full(load_network(start).eval()), 1.0, shares["full"])
     return found
+
+
+def start_of(line: Path) -> Path:
+    """The model that ``vico`` starts from in a line.
+
+    Raises:
+        InputError: there is none.
+    """
+    for name in ("gspo", "mpo", "sft"):
+        if (line / name / "model").is_dir():
+            return line / name / "model"
+    raise InputError(f"{line / 'sft' / 'model'}: no such model; run make demo first")
 
 
 def retrain(profile: Profile, line: Path, work: Path, seed: int) -> Path:
@@ -221,40 +259,51 @@ def retrain(profile: Profile, line: Path, work: Path, seed: int) -> Path:
     from components.route.step import run as route
     from components.vico.step import run as vico
 
-    init = next(line / name / "model" for name in ("gspo", "mpo", "sft") if (line / name / "model").is_dir())
-    rows, heldout = line / "curate" / "questions", line / "collect" / "heldout"
-    for name, run in (("vico", vico), ("route", route)):
-        section = getattr(profile, name)
+    start, taught, routed = start_of(line), work / "vico" / "model", work / "route" / "model"
+    data = {"rows": line / "curate" / "questions", "heldout": line / "collect" / "heldout"}
+
+    def again(section: Any) -> Any:
         training = section.training.model_copy(update={"seed": seed})
-        section = section.model_copy(update={"training": training, "heldout_rows": 1})
-        context, model = StepContext(state_dir=work / "state" / name), work / name / "model"
-        run(section, rows=rows, heldout=heldout, init=init, model=model, context=context)
-        init = model
-    return init
+        return section.model_copy(update={"training": training, "heldout_rows": 1})
+
+    context = StepContext(state_dir=work / "state" / "vico")
+    vico(again(profile.vico), **data, init=start, model=taught, context=context)
+    context = StepContext(state_dir=work / "state" / "route")
+    section = again(profile.route).model_copy(update={"compared_rows": 0})
+    route(section, **data, init=taught, reference=start, model=routed, context=context)
+    return routed
 
 
 def summarise(found: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """Score, kept share and retention of every policy, overall and by family."""
-    families, full = by_family(rows), found["full"][0]
+    """Score, kept share and retention of every policy, overall and by family; the router's lead over two others."""
+    families, full, before = by_family(rows), found["full"][0], found["before"][0]
     table = {}
     for name, (scores, kept, shares) in found.items():
         table[name] = {"score": round(float(scores.mean()), 4), "kept": round(kept, 4)} | retention(scores, full)
+        table[name]["of_before"] = retention(scores, before)
         table[name]["families"] = {
             family: {"score": round(float(scores[indices].mean()), 4), "kept": shares[family]}
             | retention(scores[indices], full[indices])
             for family, indices in families.items()
         }
+    for name in ("random", "compress everything"):
+        table["router"][f"over {name}"] = lead(found["router"][0], found[name][0])
     return table
 
 
 def show(table: dict[str, Any]) -> None:
     """Print policies, overall and by family."""
     families = list(table["full"]["families"])
-    print(" " * 20 + "   kept  score  retained [95 %]      " + " ".join(f"{family[:10]:>10}" for family in families))
+    heads = " ".join(f"{family[:10]:>10}" for family in families)
+    print(" " * 20 + "   kept  score  retained [95 %]       of before " + heads)
     for name, entry in table.items():
         cells = " ".join(f"{part['score']:10.3f}" for part in entry["families"].values())
         interval = f"{entry['retained']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
-        print(f"{name:<20}{entry['kept']:7.3f}{entry['score']:7.3f}  {interval} {cells}")
+        of_before = entry["of_before"]["retained"]
+        print(f"{name:<20}{entry['kept']:7.3f}{entry['score']:7.3f}  {interval}  {of_before:8.3f} {cells}")
+    for name in ("random", "compress everything"):
+        apart = table["router"][f"over {name}"]
+        print(f"router over {name}: {apart['mean']:.3f} [{apart['low']:.3f}, {apart['high']:.3f}]")
 
 
 def measure(quick: bool, line: Path = LINE) -> Result:
@@ -266,11 +315,11 @@ def measure(quick: bool, line: Path = LINE) -> Result:
     needed = line / ("route" if quick else "sft") / "model"
     if not needed.is_dir():
         raise InputError(f"{needed}: no such model; run make demo first")
-    tables = []
+    start, tables = start_of(line), []
     for seed in (0,) if quick else SEEDS:
         with tempfile.TemporaryDirectory() as work:
             model = needed if quick else retrain(profile, line, Path(work), seed)
-            found = measure_model(model, validation, test, quick=quick, seed=seed)
+            found = measure_model(model, start, validation, test, quick=quick, seed=seed)
         tables.append(summarise(found, test))
         show(tables[-1])
     details = {"rows": len(test), "validation_rows": len(validation), "seeds": tables}

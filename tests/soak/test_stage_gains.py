@@ -38,5 +38,5 @@ def test_routing_keeps_more_than_random_tiles_and_than_everything_compressed(lin
     assert details["rows"] >= 10_000
     assert len(details["seeds"]) == 3
     for table in details["seeds"]:
-        assert table["router"]["low"] > table["random"]["high"]
-        assert table["router"]["low"] > table["compress everything"]["high"]
+        for other in ("random", "compress everything"):
+            assert table["router"][f"over {other}"]["low"] > 0, other
