@@ -58,6 +58,7 @@ def _served(server: ServerConfig, model: Path, processor: Processor) -> Opened:
         VllmServer(server.url),
         processor,
         text["vocab_size"],
+        text["max_position_embeddings"],
         FixedWeights(),
         model=server.model,
         concurrency=server.concurrency,

@@ -65,6 +65,7 @@ def _engine(config: GspoConfig, network: Network, processor: Processor, director
         VllmServer(server.url),
         processor,
         network.config.text_config.vocab_size,
+        network.config.text_config.max_position_embeddings,
         NcclTransfer() if server.transfer == "nccl" else DirectoryTransfer(directory, processor),
         model=server.model,
         concurrency=server.concurrency,

@@ -101,6 +101,7 @@ class VllmSampler:
         server: serves the model directory that training started from, or one of the same configuration.
         processor: of the same model.
         vocabulary: rows of the model's head.
+        context: of the model, in tokens: an answer is cut where it ends. The server may not be started with less.
         transfer: how new weights reach the server.
         model: the name that it serves the model under.
         concurrency: groups that are asked for at the same time; the server queues them.
@@ -111,13 +112,14 @@ class VllmSampler:
         server: VllmServer,
         processor: Processor,
         vocabulary: int,
+        context: int,
         transfer: WeightTransfer,
         *,
         model: str,
         concurrency: int = 64,
     ) -> None:
         self.server, self.processor, self.transfer = server, processor, transfer
-        self.model, self.concurrency = model, concurrency
+        self.model, self.context, self.concurrency = model, context, concurrency
         self._allowed = sampleable_ids(processor.tokenizer, processor.eos_token_id, vocabulary)
 
     def refresh(self, network: Network) -> None:
@@ -144,6 +146,12 @@ class VllmSampler:
             return list(pool.map(lambda query: self._group(query, count, sampling, seed), queries))
 
     def _group(self, query: Query, count: int, sampling: Sampling, seed: int) -> list[Response]:
+        prompt = self.processor.question(query.row).input_ids
+        prompt = [*prompt, *self.processor.tokenizer.encode(query.prefix, add_special_tokens=False).ids]
+        if len(prompt) >= self.context:
+            raise InputError(
+                f"row {query.row['id']}: prompt has {len(prompt)} tokens; the model's context is {self.context}"
+            )
         body = {
             "model": self.model,
             "messages": conversation(query),
@@ -151,7 +159,8 @@ class VllmSampler:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
-            "max_completion_tokens": sampling.max_new_tokens,
+            # More than the context has room for is an error of the request, and would end the run.
+            "max_completion_tokens": min(sampling.max_new_tokens, self.context - len(prompt)),
             "seed": request_seed(seed, query),
             "allowed_token_ids": self._allowed,
             "logprobs": True,
@@ -163,7 +172,7 @@ class VllmSampler:
             reply = self.server.post("/v1/chat/completions", body)
         except InputError as error:
             raise InputError(f"row {query.row['id']}: {error}") from error
-        self._check_prompt(query, reply)
+        self._check_prompt(query, prompt, reply)
         try:
             group = [self._response(choice) for choice in sorted(reply["choices"], key=lambda choice: choice["index"])]
             if len(group) != count:
@@ -175,9 +184,7 @@ class VllmSampler:
             ) from error
         return group
 
-    def _check_prompt(self, query: Query, reply: dict[str, Any]) -> None:
-        expected = self.processor.question(query.row).input_ids
-        expected = [*expected, *self.processor.tokenizer.encode(query.prefix, add_special_tokens=False).ids]
+    def _check_prompt(self, query: Query, expected: Sequence[int], reply: Any) -> None:
         given = reply.get("prompt_token_ids") if isinstance(reply, dict) else None
         if given != expected:
             read = "no tokens" if given is None else f"{len(given)} tokens"

@@ -48,9 +48,10 @@ def server(tiny_directory, tmp_path_factory):
 @pytest.fixture
 def engine(server, tiny_directory, tmp_path):
     processor = load_processor(tiny_directory)
-    vocabulary = load_model(tiny_directory).config.text_config.vocab_size
+    text = load_model(tiny_directory).config.text_config
+    sizes = (text.vocab_size, text.max_position_embeddings)
     transfer = DirectoryTransfer(tmp_path / "weights", processor)
-    return VllmSampler(server, processor, vocabulary, transfer, model=str(tiny_directory))
+    return VllmSampler(server, processor, *sizes, transfer, model=str(tiny_directory))
 
 
 def trained_log_probabilities(network, processor, queries, groups):

@@ -58,6 +58,7 @@ class Replies:
         self._reply = {"choices": choices, "prompt_token_ids": prompt}
 
     def post(self, path, body):
+        self.body = body
         return self._reply
 
 
@@ -79,9 +80,22 @@ def choice(index, ids, values):
 def test_a_reply_that_lacks_something_names_the_row(tiny_model, choices):
     processor, query = tiny_model[1], Query(question_row("r", [], "a"))
     server = Replies(choices, processor.question(query.row).input_ids)
-    engine = VllmSampler(server, processor, 300, None, model="m")
+    engine = VllmSampler(server, processor, 300, 2048, None, model="m")
     with pytest.raises(InputError, match="row r: vLLM at http://server does not give 2 answers"):
         engine.sample([query], 2, Sampling(), 0)
+
+
+def test_an_answer_is_asked_for_as_far_as_the_context_reaches(tiny_model):
+    processor, query = tiny_model[1], Query(question_row("r", [], "a"))
+    prompt = processor.question(query.row).input_ids
+    server = Replies([choice(0, [5], [-1.0])], prompt)
+    for room, asked in ((3, 3), (2000, 1024)):
+        engine = VllmSampler(server, processor, 300, len(prompt) + room, None, model="m")
+        engine.sample([query], 1, Sampling(max_new_tokens=1024), 0)
+        assert server.body["max_completion_tokens"] == asked
+    engine = VllmSampler(server, processor, 300, len(prompt), None, model="m")
+    with pytest.raises(InputError, match=f"row r: prompt has {len(prompt)} tokens; the model's context is"):
+        engine.sample([query], 1, Sampling(), 0)
 
 
 def test_a_server_that_is_something_else_is_one_line():
