@@ -7,6 +7,7 @@ from pathlib import Path
 from components.context import StepContext, StepResult
 from components.gspo.config import GspoConfig
 from components.training_step import finish, run_stage
+from model.data.errors import InputError
 from model.data.schema import Row
 from model.data.shards import open_dataset
 from model.families.interface import Network, Processor
@@ -31,11 +32,12 @@ def run(config: GspoConfig, *, rows: Path, heldout: Path, init: Path, model: Pat
         context: state directory and progress.
 
     Raises:
-        InputError: a row or ``init`` cannot be used.
+        InputError: a row or ``init`` cannot be used, or a scorer that rows name.
     """
     dataset = list(open_dataset(rows).rows())
-    network, processor = load_network(init), load_processor(init)
     with closing(Reward(_rule(config), workers=config.reward.workers, seconds=config.reward.seconds)) as reward:
+        check_scorers(dataset, reward)
+        network, processor = load_network(init), load_processor(init)
         stage, memory = policy_stage(
             "gspo",
             network,
@@ -70,6 +72,30 @@ def _engine(config: GspoConfig, network: Network, processor: Processor, director
         model=server.model,
         concurrency=server.concurrency,
     )
+
+
+def check_scorers(rows: Sequence[Row], reward: Reward) -> None:
+    """Every scorer that rows name can judge the reference of one of them at least.
+
+    A row that cannot be judged costs its answers, and is counted. A scorer that cannot (a name that is none, a library
+    that is not installed) would cost all of them, and a run that learns nothing.
+
+    Raises:
+        InputError: names the first row of such a scorer.
+    """
+    of_scorer: dict[str, list[Row]] = {}
+    for row in rows:
+        of_scorer.setdefault(row["scorer"]["name"], []).append(row)
+    for name, asked in of_scorer.items():
+        reasons = (_why_unjudged(row, reward) for row in asked)
+        first = next(reasons)
+        if first is not None and None not in reasons:
+            raise InputError(f"row {asked[0]['id']}: {first}; so it is with all {len(asked)} rows of {name}")
+
+
+def _why_unjudged(row: Row, reward: Reward) -> str | None:
+    judge = row["scorer"]
+    return reward([Answered(judge["name"], judge["parameters"], row["answers"], row["answers"][0])])[0].failed
 
 
 def judged(reward: Reward, answers: Sequence[tuple[Row, Response]]) -> list[Judgement]:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from components.gspo import step
 from components.gspo.config import GspoConfig, RewardConfig
 from components.gspo.step import run
+from model.data.errors import InputError
 from model.data.schema import scorer
 from model.data.shards import open_dataset, write_dataset
 from model.families.opening import load_network, load_processor
@@ -31,9 +32,10 @@ CONFIG = GspoConfig(
 
 @pytest.fixture(scope="module")
 def asked(digits, tmp_path_factory):
-    """Four questions of the tiny corpus; one of them has a scorer that cannot read its own reference."""
+    """Four questions of the tiny corpus; two are scored as numbers, and the reference of one is none."""
     rows = [row for row in open_dataset(digits / "corpus").rows() if row["task"] == "read"][:4]
-    rows[0] |= {"scorer": scorer("numeric"), "answers": ["no number"]}
+    for row, answer in zip(rows, ("no number", "7"), strict=False):
+        row |= {"scorer": scorer("numeric"), "answers": [answer]}
     directory = tmp_path_factory.mktemp("asked") / "queries"
     write_dataset(directory, rows, shards=1, rejects=[])
     return directory, rows[0]["id"]
@@ -50,6 +52,22 @@ def test_a_model_learns_from_its_own_answers(asked, heldout, random_models, cont
     assert any(record["learning"] for record in result.history)
     before, after = load_network(random_models[0]), load_network(tmp_path / "model")
     assert not torch.equal(before.head.weight, after.head.weight)
+
+
+def test_a_scorer_that_can_judge_no_row_is_told_before_anything_is_sampled(asked, heldout, context, tmp_path):
+    rows = list(open_dataset(asked[0]).rows())
+    rows[2] |= {"scorer": scorer("bleu")}
+    write_dataset(tmp_path / "rows", rows, shards=1, rejects=[])
+    reason = f"row {rows[2]['id']}: the row's scorer: unknown scorer 'bleu'; so it is with all 1 rows of bleu"
+    with pytest.raises(InputError, match=reason):
+        run(
+            CONFIG,
+            rows=tmp_path / "rows",
+            heldout=heldout,
+            init=tmp_path / "no model",
+            model=tmp_path / "model",
+            context=context,
+        )
 
 
 class Server:
