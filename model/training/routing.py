@@ -203,19 +203,21 @@ def routing_loss(
     ratios_S = measure_ratios(network, batch, reference, objective.floor, chunk)
     measured = sorted(set(batch.owners.tolist()))
     memory.note_ratios([batch.places[i] for i in measured], ratios_S[measured].tolist())
+    # Of a broken network a ratio is no number, which lies under no threshold: the loss has to say it.
+    undefined = 0 * ratios_S.sum().float()
     network.router.train()
     threshold, tiles_NSSC = memory.window.threshold, batch.inputs.media.get("tiles")
     if tiles_NSSC is None:
-        return batch.weights.sum()  # rows without an image
+        return batch.weights.sum() + undefined  # rows without an image
     learning = threshold is not None and len(batch.tiles) > 0
     with torch.no_grad():
         patches_NPD = network.patches(tiles_NSSC[batch.tiles] if learning else tiles_NSSC[:1])
     logits_N2 = network.router(patches_NPD)
     if not learning:
-        return 0 * logits_N2.sum()
+        return 0 * logits_N2.sum() + undefined
     labels_N = labels(ratios_S[batch.owners], threshold)
     memory.note_labels(logits_N2, labels_N)
-    return router_loss(logits_N2, labels_N, denominator)
+    return router_loss(logits_N2, labels_N, denominator) + undefined
 
 
 def router_parameters(network: FlashModel) -> Iterable[nn.Parameter]:

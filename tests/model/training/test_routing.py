@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+from model.data.errors import InputError
 from model.objectives.config import RouterObjective
 from model.training.batches import pad
 from model.training.config import TrainingConfig
@@ -108,6 +109,18 @@ def test_the_router_alone_learns_and_accumulation_changes_nothing(tmp_path):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0, msg=name)
 
 
+def test_a_reference_that_gives_no_number_stops_the_run_and_names_the_rows(tmp_path):
+    """Its ratios would lie under no threshold, and every tile would be labelled keep."""
+    network, processor = start()
+    broken, config = deepcopy(network), settings(steps=1)
+    with torch.no_grad():
+        broken.head.weight.fill_(float("nan"))
+    objective = RouterObjective(window=12, floor=FLOOR, measure="tile")
+    stage = routing_stage(FrozenReference(broken, config), processor, objective, config)
+    with pytest.raises(InputError, match=r"^route: loss is nan at step 0; rows r"):
+        train(deepcopy(network), processor, rows(), stage, config, tmp_path, lambda *_: None)
+
+
 def test_both_measures_are_one_for_images_of_one_tile_and_differ_for_others():
     network, processor = start()
     config = settings()
@@ -144,8 +157,17 @@ def printed(rng, blank_share):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("blank_share", [0.5, 0.25])
-def test_blank_tiles_and_small_print_are_told_apart_when_k_is_the_share_of_blank_ones(tmp_path, blank_share):
-    """Everything is random but the router: what compression costs it learns from divergences alone."""
+def test_blank_tiles_and_small_print_are_told_apart_when_k_is_the_share_of_blank_ones(
+    tmp_path, monkeypatch, blank_share
+):
+    """Ratios as a trained model has them: small where a tile is blank, large where it holds print, and noisy."""
+    noise = torch.Generator().manual_seed(0)
+
+    def planted(_network, batch, *_):
+        printed_N = batch.inputs.media["tiles"][batch.tiles].flatten(1).amin(1) < 128
+        return printed_N.double() + 0.2 * torch.randn(len(printed_N), generator=noise, dtype=torch.double)
+
+    monkeypatch.setattr("model.training.routing.measure_ratios", planted)
     rng = np.random.default_rng(0)
     network, processor = start()
     network, config = deepcopy(network), settings(steps=60, batch_size=16, micro_batch_size=16, learning_rate=1e-3)
