@@ -170,7 +170,10 @@ def test_blank_tiles_and_small_print_are_told_apart_when_k_is_the_share_of_blank
     monkeypatch.setattr("model.training.routing.measure_ratios", planted)
     rng = np.random.default_rng(0)
     network, processor = start()
-    network, config = deepcopy(network), settings(steps=60, batch_size=16, micro_batch_size=16, learning_rate=1e-3)
+    network, config = (
+        deepcopy(network),
+        settings(steps=60, batch_size=16, micro_batch_size=16, learning_rate=1e-3, eps=1e-8),
+    )
     shown = [printed(rng, blank_share) for _ in range(120)]
     given = [question_row(f"p{i}", [image], "answer") for i, (image, _) in enumerate(shown[:80])]
     objective = RouterObjective(window=256, floor=FLOOR, measure="tile", percentile=100 * blank_share * 4 / 5)
