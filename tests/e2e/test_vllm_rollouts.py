@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from components.context import StepContext
+from components.gspo.config import GspoConfig, RewardConfig
+from components.gspo.step import run
 from model.data.errors import InputError
+from model.data.shards import write_dataset
 from model.flash.checkpoint import load_model, load_processor
+from model.objectives.config import GspoObjective
 from model.training.attention import use_varlen_attention
+from model.training.config import TrainingConfig
+from model.training.policy_config import RolloutConfig, RolloutServer
 from model.training.rollout import Query
 from model.training.sampling import Sampling, sampleable_ids
 from model.training.trees import Tree, tree_batch
@@ -135,3 +142,36 @@ print(json.dumps([*joined, update.dtype_names, update.shapes]))
     ).stdout
     read = json.loads(output.splitlines()[-1])
     assert read == [list(range(128)), 3, 1, ["bfloat16", "float32"], [[2, 3], [1]]]
+
+
+def test_a_model_learns_from_a_servers_answers(server, queries, tiny_directory, tmp_path):
+    """Four iterations of the step, at a rate at which weights that stay behind would be seen in the probabilities."""
+    rows = [query.row for query in queries[:4]]
+    write_dataset(tmp_path / "rows", rows, shards=1, rejects=[])
+    steps = 4
+    config = GspoConfig(
+        training=TrainingConfig(
+            learning_rate=1e-2, steps=steps, batch_size=16, log_every=1, threads=1, precision="float32"
+        ),
+        objective=GspoObjective(epsilon_low=3e-4, epsilon_high=4e-4),
+        rollout=RolloutConfig(
+            prompts=4,
+            responses=4,
+            max_new_tokens=12,
+            max_prompt_tokens=512,
+            server=RolloutServer(url=server.url, model=str(tiny_directory)),
+            importance_cap=2.0,
+        ),
+        # Random answers are never right; those that end early lose less.
+        reward=RewardConfig(soft_length=0),
+        heldout_rows=1,
+    )
+    context = StepContext(state_dir=tmp_path / "state")
+    given = {"rows": tmp_path / "rows", "heldout": tmp_path / "rows", "init": tiny_directory}
+    result = run(config, **given, model=tmp_path / "model", context=context)
+    assert result.numbers["answers"] == 16 * steps
+    learned = [record for record in result.history if record["learning"]]
+    assert learned and all(record["mismatch"] < 2e-3 for record in learned)
+    start, end = load_model(tiny_directory), load_model(tmp_path / "model")
+    moved = (start.head.weight - end.head.weight).abs().max()
+    assert moved > 0.01, "the server had to follow"
