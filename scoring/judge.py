@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import IO
 
 # A worker that uses no processor time and gives no answer (stopped, swapped out) is waited for this much longer.
 _CLOCK_FACTOR = 20
+# One that is killed while it starts (a machine that runs out of memory kills what is new) is started again.
+_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -79,15 +82,17 @@ class _Worker:
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         command = [sys.executable, "-m", judge_worker.__name__, str(os.getpid()), str(self._seconds)]
-        self._process = subprocess.Popen(
-            [*command, str(self._memory_mb)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
-        self._owner = os.getpid()
-        if self.output.readline() != b"ready\n":
-            raise RuntimeError(f"the scoring process did not start (exit status {self._process.wait()})")
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        for _ in range(_STARTS):
+            self._process = _child([*command, str(self._memory_mb)], environment)
+            self._owner = os.getpid()
+            if self.output.readline() == b"ready\n":
+                return
+            status = self._process.wait()
+            self.close()
+            if status >= 0:
+                break  # it ended by itself, and would again
+        raise RuntimeError(f"the scoring process did not start (exit status {status})")
 
     @property
     def _input(self) -> IO[bytes]:
@@ -126,6 +131,22 @@ class _Worker:
             with suppress(BrokenPipeError):
                 stream.close()
         self._process = None
+
+
+def _child(command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """Start a process from a thread that lives as long as this process.
+
+    The kernel ends a child with the thread that started it: one of a thread that asked once would die while it works
+    for the next.
+    """
+    starter = _starters.get(os.getpid())
+    if starter is None:  # this process's first, or the first of this fork
+        starter = _starters[os.getpid()] = ThreadPoolExecutor(1, thread_name_prefix="judges")
+    pipe = subprocess.PIPE
+    return starter.submit(subprocess.Popen, command, stdin=pipe, stdout=pipe, env=environment).result()
+
+
+_starters: dict[int, ThreadPoolExecutor] = {}
 
 
 def _why_ended(status: int, seconds: float) -> str:

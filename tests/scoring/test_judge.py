@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -30,7 +31,8 @@ def alive(pid: int) -> bool:
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def wait_until(condition) -> None:
@@ -161,6 +163,30 @@ def test_a_fork_does_not_talk_into_its_parents_judge():
         os._exit(0 if shared_judges().ask([RIGHT]) == [Verdict(1.0, True)] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert shared_judges().ask([RIGHT]) == [Verdict(1.0, True)]
+
+
+def test_a_judge_outlives_the_thread_that_first_asked_it():
+    held = Judges(1)
+    first = Thread(target=held.ask, args=([RIGHT],))
+    first.start()
+    first.join()
+    time.sleep(0.05)  # the kernel's signal would come now, or in the middle of the next answers
+    before = children_of(os.getpid())
+    assert held.ask([RIGHT] * 5) == [Verdict(1.0, True)] * 5
+    assert children_of(os.getpid()) == before, "it is the same process"
+    held.close()
+
+
+def test_a_judge_that_is_killed_while_it_starts_is_started_again(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, pathlib, signal\n"
+        f"place = pathlib.Path({str(tmp_path / 'started')!r})\n"
+        "if not place.exists(): place.touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    held = Judges(1)
+    assert held.ask([RIGHT]) == [Verdict(1.0, True)]
+    held.close()
 
 
 def test_a_process_that_cannot_start_is_no_answers_fault(monkeypatch):
