@@ -10,14 +10,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
-from pydantic import ValidationError
 from vega_datasets import local_data
 
 from components.collect.canvas import Painter
 from components.collect.embedded import charts as charts_module
 from components.collect.embedded import clips as clips_module
 from components.collect.embedded.chart_drawing import axis_end
-from components.collect.embedded.config import EmbeddedConfig, FinePrintConfig, Table
+from components.collect.embedded.config import EmbeddedConfig, Table
 from components.collect.embedded.fonts import SANS, font
 from components.collect.embedded.grounding import COLOURS
 from components.collect.embedded.rows import embedded_rows
@@ -398,56 +397,3 @@ def test_h264_of_the_same_frames_is_the_same_bytes_whatever_memory_held_before()
         encoded.append([row["media"][0]["bytes"] for row in drawn("clips", rows=4, container="mp4")])
     assert all(again == encoded[0] for again in encoded)
     assert all(clip[4:8] == b"ftyp" for clip in encoded[0])
-
-
-# Small print
-
-
-@pytest.fixture
-def printed(monkeypatch):
-    """Every canvas that ``fine_print`` draws from here on."""
-    kept = []
-    draw = Painter.draw
-    monkeypatch.setattr(Painter, "draw", lambda *given, **named: kept.append(draw(*given, **named)) or kept[-1])
-    return kept
-
-
-def test_small_print_is_what_the_canvas_shows_in_cells_that_a_compressed_row_does_not_part(printed):
-    rows = drawn("fine_print", rows=30, tasks=["read_fine"])
-    shared = 0
-    for row, canvas in zip(rows, printed, strict=True):
-        assert said(row) == " ".join(map(str, canvas.digits))
-        assert question(row) == "Which digits?"
-        assert 3 <= len(canvas.digits) <= 6
-        lines = {(bottom - 1) // 14 for _, _, _, bottom in canvas.boxes}
-        assert lines <= {0, 1} or lines <= {2, 3}
-        assert all(bottom - top <= 14 and right - left <= 14 for left, top, right, bottom in canvas.boxes)
-        quarters = [((top // 28), (left // 28)) for left, top, _, _ in canvas.boxes]
-        shared += len(set(quarters)) < len(quarters)
-    assert shared == len(rows), "three digits in two quarters share one"
-
-
-def test_half_of_a_sparse_canvas_is_blank(printed):
-    sides = set()
-    for row, canvas in zip(drawn("fine_print", rows=30, tasks=["read_sparse"]), printed, strict=True):
-        image = pixels(row)
-        assert image.shape[:2] == (56, 112)
-        halves = {left // 56 for left, _, _, _ in canvas.boxes}
-        assert len(halves) == 1
-        sides |= halves
-        blank, inked = (image[:, 56:], image[:, :56]) if halves == {0} else (image[:, :56], image[:, 56:])
-        assert np.ptp(blank) <= 24 < 80 < np.ptp(inked)
-    assert sides == {0, 1}
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"lines": 3},
-        {"canvas": {"cells": 4, "digits": (3, 9), "scale": (1.25, 1.7)}},
-        {"canvas": {"cells": 4, "digits": (3, 6), "scale": (1.25, 1.7), "wide_share": 0.5}},
-    ],
-)
-def test_small_print_that_cannot_be_laid_out_is_refused(wrong):
-    with pytest.raises(ValidationError):
-        FinePrintConfig.model_validate({"rows": 1} | wrong)
