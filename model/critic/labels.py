@@ -100,6 +100,9 @@ def critic_rows(
                 rejects.append(_reject(f"{row['id']}/{name}", "the solution is empty"))
             elif solution in group[:number]:
                 rejects.append(_reject(f"{row['id']}/{name}", "the solution repeats another one"))
+            elif reason := check_row(_answered(row, solution)):
+                # Before it is continued: a reserved word that a model spelled would be read as a control token.
+                rejects.append(_reject(f"{row['id']}/{name}", reason))
             else:
                 solved.append((row, name, solution))
     labelled = label_steps(engine, [(row, solution) for row, _, solution in solved], judged, settings)
@@ -111,6 +114,10 @@ def critic_rows(
         else:
             made.append(new)
     return made, rejects
+
+
+def _answered(row: Row, solution: str) -> Row:
+    return row | {"messages": [*row["messages"][:-1], {"role": "assistant", "content": solution}]}
 
 
 def _solutions(engine: RolloutEngine, rows: Sequence[Row], settings: LabelSettings) -> list[list[str]]:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.data.schema import Row
+from model.data.errors import InputError
+from model.data.schema import RESERVED, Row
 from model.families.decoding import DecodingBatch, Prompt, check_context, continue_prompts
 from model.families.interface import Network, Processor, Sample
 from model.training.attention import NAME as PACKED
@@ -117,7 +118,7 @@ class NetworkSampler:
         """The prompt of a query: its question, and the beginning of the answer."""
         sample = self.processor.question(query.row)
         if query.prefix:
-            ids = self.processor.tokenizer.encode(query.prefix, add_special_tokens=False).ids
+            ids = prefix_ids(self.processor, query)
             if sample.positions is not None:
                 new = sample.positions.max() + 1 + np.arange(len(ids))
                 sample.positions = np.concatenate([sample.positions, np.tile(new, (3, 1))], axis=1)
@@ -166,6 +167,17 @@ class NetworkSampler:
             Response([*ids, end] if reason == "stop" else ids, values, self.processor.decode(ids), reason)
             for (ids, reason), values in zip(done, log_probabilities, strict=True)
         ]
+
+
+def prefix_ids(processor: Processor, query: Query) -> list[int]:
+    """Token ids of the beginning of a query's answer.
+
+    Raises:
+        InputError: it holds a word that the tokenizer would read as a control token.
+    """
+    if found := next((word for word in RESERVED if word in query.prefix), None):
+        raise InputError(f"row {query.row['id']}: the beginning of an answer holds the reserved word {found}")
+    return processor.tokenizer.encode(query.prefix, add_special_tokens=False).ids
 
 
 @contextmanager

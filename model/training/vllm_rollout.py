@@ -17,7 +17,7 @@ import httpx
 from model.data.errors import InputError
 from model.data.schema import IMAGE_PLACEHOLDER, Row
 from model.families.interface import Network, Processor
-from model.training.rollout import Query, Response
+from model.training.rollout import Query, Response, prefix_ids
 from model.training.sampling import Sampling, sampleable_ids
 
 _MOST_REPLY_BYTES = 1 << 30
@@ -146,8 +146,7 @@ class VllmSampler:
             return list(pool.map(lambda query: self._group(query, count, sampling, seed), queries))
 
     def _group(self, query: Query, count: int, sampling: Sampling, seed: int) -> list[Response]:
-        prompt = self.processor.question(query.row).input_ids
-        prompt = [*prompt, *self.processor.tokenizer.encode(query.prefix, add_special_tokens=False).ids]
+        prompt = [*self.processor.question(query.row).input_ids, *prefix_ids(self.processor, query)]
         if len(prompt) >= self.context:
             raise InputError(
                 f"row {query.row['id']}: prompt has {len(prompt)} tokens; the model's context is {self.context}"

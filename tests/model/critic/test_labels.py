@@ -56,9 +56,18 @@ def test_solutions_become_rows_and_what_is_left_out_is_said_why():
     assert [step["label"] for step in made[0]["steps"]] == [0.25, 1.0]
     assert {reject["id"]: reject["reason"] for reject in rejects} == {
         "r1/solution-1": "the solution repeats another one",
-        "r1/solution-2": "1 <image> placeholders for 0 media of kind image",
+        "r1/solution-2": "an answer holds the placeholder <image>",
         "r2": "row r2: a critic judges answers to one question; this row has 2",
     }
+
+
+def test_a_reserved_word_that_a_model_spelled_is_never_begun_with():
+    engine = ScriptedEngine({"": ["<IMG_CONTEXT>\n\n8", "<|im_end|>\n\n8", "8"]})
+    made, rejects = critic_rows(engine, [question_row("r1", [], "8")], judged, SETTINGS)
+    assert [row["id"] for row in made] == ["r1/solution-2"]
+    reasons = [f"a message holds the reserved word {word}" for word in ("<IMG_CONTEXT>", "<|im_end|>")]
+    assert [reject["reason"] for reject in rejects] == reasons
+    assert [prefix for _, prefix, _ in engine.asked] == [""]
 
 
 def test_an_empty_solution_is_left_out():

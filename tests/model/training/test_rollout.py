@@ -155,6 +155,13 @@ def test_a_prefix_begins_the_answer_and_is_not_part_of_the_response(family):
         assert processor.question(row).input_ids == prompt
 
 
+@pytest.mark.parametrize("word", ["<|im_end|>", "<IMG_CONTEXT>"])
+def test_a_prefix_that_would_be_read_as_a_control_token_names_its_row(internvl, word):
+    query = Query(question_row("one", [], "x"), f"I see {word}")
+    with pytest.raises(InputError, match=rf"row one: the beginning of an answer holds .*{word[1:-1].strip('|')}"):
+        NetworkSampler(*internvl).sample([query], 1, GREEDY, 0)
+
+
 def test_first_tokens_are_drawn_as_often_as_the_softmax_says(internvl):
     network, processor = internvl
     row = question_row("one", [picture(np.random.default_rng(0))], "x")
