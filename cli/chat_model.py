@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cli.conversation import Conversation, Manner
@@ -77,9 +76,7 @@ class LocalModel:
 
     @torch.inference_mode()
     def _greedy(self, row: Row, max_tokens: int) -> str:
-        (sample,) = self._network.prepare([self._processor.question(row)])
-        media = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in sample.media.items()}
-        visual = self._network.media_rows(media)
+        (sample,), visual = self._network.show([self._processor.question(row)])
         prompt = Prompt(sample.input_ids, sample.positions)
 
         def show(_index: int, _token: int, text: str) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
@@ -118,12 +117,11 @@ def answer_rows(
     """
     texts = []
     for start in range(0, len(rows), batch_size):
-        samples = network.prepare([processor.question(row) for row in rows[start : start + batch_size]])
+        asked = [processor.question(row) for row in rows[start : start + batch_size]]
+        with torch.inference_mode():
+            samples, visual = network.show(asked)
         for sample in samples if on_sample is not None else ():
             on_sample(sample)
-        media = {name: np.concatenate([sample.media[name] for sample in samples]) for name in samples[0].media}
-        with torch.inference_mode():
-            visual = network.media_rows({name: torch.from_numpy(array) for name, array in media.items()})
         prompts = [Prompt(sample.input_ids, sample.positions) for sample in samples]
         texts += [c.text for c in decode(network, processor, prompts, visual, max_new_tokens)]
         if progress is not None:

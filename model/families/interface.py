@@ -185,6 +185,14 @@ class Network(Protocol):
             InputError: names the row that cannot be routed as asked.
         """
 
+    def show(self, samples: "Sequence[Sample]") -> "tuple[list[Sample], Tensor | None]":
+        """For generation: the samples that ``prepare`` gives, and the ``media_rows`` of all of them; nothing goes
+        through the vision half twice.
+
+        Raises:
+            InputError: as ``prepare``.
+        """
+
     def media_rows(self, media: "dict[str, Tensor]") -> "Tensor | None":
         """Visual rows [R, ...] of ``Sample.media``, for generation: in parts of bounded size; None of no media."""
 

@@ -22,7 +22,7 @@ from model.families.qwen_chat import Shown
 from model.families.qwen_images import Grid
 from model.families.qwen_processor import QwenProcessor
 from model.flash.images import read_image
-from model.flash.network import pack_borders
+from model.flash.network import joined_media, pack_borders
 from model.objectives.load_balancing import load_balancing
 
 PATCHES_AT_ONCE = 65_536
@@ -191,6 +191,10 @@ class QwenNetwork(nn.Module):
     def prepare(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples as they are: these networks decide nothing before text is laid out."""
         return list(samples)
+
+    def show(self, samples: Sequence[Sample]) -> tuple[list[Sample], Tensor | None]:
+        """The samples as they are, and the visual rows [R, (1 + L) * D] of all of them."""
+        return list(samples), self.media_rows(joined_media(samples))
 
     def media_rows(self, media: dict[str, Tensor]) -> Tensor | None:
         """Visual rows [R, (1 + L) * D] of the media of ``Sample.media``, in parts of bounded size; None of none."""

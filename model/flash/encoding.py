@@ -3,7 +3,8 @@
 Shape suffixes: N tiles, P patches, D hidden, R visual rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import groupby
@@ -163,24 +164,66 @@ def route_samples(network: "FlashModel", samples: Sequence[Sample]) -> list[Samp
         InputError: names the row whose tiles cannot meet the budget of tokens.
     """
     undecided = [sample for sample in samples if "compressed" not in sample.media]
-    tiles = [torch.from_numpy(sample.media["tiles"]) for sample in undecided]
+    with _evaluating(network):
+        routed = iter([sample for group, _ in _routed_groups(network, undecided) for sample in group])
+    return [sample if "compressed" in sample.media else next(routed) for sample in samples]
+
+
+def show_samples(network: "FlashModel", samples: Sequence[Sample]) -> tuple[list[Sample], Tensor | None]:
+    """What ``route_samples`` gives, and the visual rows [R, D] of all samples; None where none has a tile.
+
+    Raises:
+        InputError: as ``route_samples``.
+    """
+    shown: list[Sample] = []
+    rows = []
+    with _evaluating(network):
+        for group, patches_NPD in _routed_groups(network, samples):
+            shown += group
+            if patches_NPD is not None:
+                compressed_N = np.concatenate([sample.media["compressed"] for sample in group])
+                rows.append(network.project(patches_NPD, torch.from_numpy(compressed_N)))
+    return shown, torch.cat(rows) if rows else None
+
+
+@contextmanager
+def _evaluating(network: "FlashModel") -> Iterator[None]:
     training = network.training
     network.eval()
     try:
-        found = [
-            network.compress_probabilities(network.patches(part)).cpu()
-            for part in (torch.cat(tiles).split(TILES_AT_ONCE) if tiles else ())
-            if len(part)
-        ]
+        yield
     finally:
         network.train(training)
-    probabilities = iter(
-        torch.cat(found).split([len(own) for own in tiles]) if found else [torch.empty(0)] * len(tiles)
-    )
-    return [s if "compressed" in s.media else _routed(network, s, next(probabilities)) for s in samples]
+
+
+def _routed_groups(network: "FlashModel", samples: Sequence[Sample]) -> Iterator[tuple[list[Sample], Tensor | None]]:
+    """Samples, routed, and the patches [N, P, D] of their tiles (None where they have none), as many samples together
+    as have ``TILES_AT_ONCE`` tiles, or a single one that has more."""
+    for group in _groups(samples):
+        counts = [sample.units for sample in group]
+        if not sum(counts):
+            yield [_routed(network, sample, torch.empty(0)) for sample in group], None
+            continue
+        tiles_NSSC = torch.from_numpy(np.concatenate([sample.media["tiles"] for sample in group]))
+        patches_NPD = torch.cat([network.patches(part) for part in tiles_NSSC.split(TILES_AT_ONCE)])
+        found = network.compress_probabilities(patches_NPD).cpu().split(counts)
+        yield [_routed(network, *pair) for pair in zip(group, found, strict=True)], patches_NPD
+
+
+def _groups(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    group: list[Sample] = []
+    for sample in samples:
+        if group and sum(each.units for each in group) + sample.units > TILES_AT_ONCE:
+            yield group
+            group = []
+        group.append(sample)
+    if group:
+        yield group
 
 
 def _routed(network: "FlashModel", sample: Sample, probabilities_N: Tensor) -> Sample:
+    if "compressed" in sample.media:
+        return sample
     image_token, rows = network.config.image_token_id, network.rows_per_tile
     counts = tiles_per_image(sample.input_ids, image_token_id=image_token, rows_per_tile=rows)
     try:

@@ -9,6 +9,7 @@ Shape suffixes: B batch, T tokens, D hidden, N tiles, P patches.
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from transformers.utils import ModelOutput
 from model.data.errors import InputError
 from model.families.interface import HiddenStates, Inputs, Parts, Sample
 from model.flash.decisions import COMPRESSION, FLASH_KEYS, Decision
-from model.flash.encoding import TILES_AT_ONCE, ImageFeatures, encode_requests, route_samples
+from model.flash.encoding import TILES_AT_ONCE, ImageFeatures, encode_requests, route_samples, show_samples
 from model.flash.images import Tiling
 from model.flash.processor import IMAGENET_MEAN, IMAGENET_STD
 from model.flash.projectors import CompressedProjector, Projector, start_pooled, unshuffle_patches
@@ -178,6 +179,17 @@ class FlashModel(nn.Module):
         """
         return list(samples) if self.decision is None else route_samples(self, samples)
 
+    @torch.no_grad()
+    def show(self, samples: Sequence[Sample]) -> tuple[list[Sample], Tensor | None]:
+        """``prepare`` and the visual rows [R, D] of all samples; every tile goes through the tower once.
+
+        Raises:
+            InputError: as ``prepare``.
+        """
+        if self.decision is None:
+            return list(samples), self.media_rows(joined_media(samples))
+        return show_samples(self, samples)
+
     def embed(self, ids_BT: Tensor, features_RD: Tensor | None) -> Tensor:
         """Token embeddings [B, T, D] with visual rows laid over the ``<IMG_CONTEXT>`` positions in order.
 
@@ -317,6 +329,11 @@ class FlashModel(nn.Module):
             InputError: an image cannot be read, or a request cannot meet the budget of tokens.
         """
         return encode_requests(self, requests)
+
+
+def joined_media(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """The media of several samples (one at least) of one family, in order."""
+    return {name: torch.from_numpy(np.concatenate([s.media[name] for s in samples])) for name in samples[0].media}
 
 
 def _side(size: int | Sequence[int]) -> int:

@@ -129,11 +129,9 @@ class NetworkSampler:
     def _sample_batch(
         self, queries: Sequence[Query], samples: Sequence[Sample], count: int, sampling: Sampling, seed: int
     ) -> list[list[Response]]:
-        samples = self.network.prepare(samples)
+        samples, rows = self.network.show(samples)
         prompts = [Prompt(sample.input_ids, sample.positions) for sample in samples]
         context = check_context(self.network, prompts, [f"row {query.row['id']}" for query in queries])
-        media = {name: np.concatenate([sample.media[name] for sample in samples]) for name in samples[0].media}
-        rows = self.network.media_rows({name: torch.from_numpy(array) for name, array in media.items()})
         prefilled = DecodingBatch(self.network, self.processor.eos_token_id, prompts, rows)
         together = self.max_tokens // (len(prompts) * (prefilled.width + sampling.max_new_tokens))
         groups: list[list[Response]] = [[] for _ in prompts]
@@ -143,20 +141,32 @@ class NetworkSampler:
             branches = prefilled.fork([index for index, _ in wanted])
             limits = [min(sampling.max_new_tokens, context - len(prompts[index].ids)) for index, _ in wanted]
             random = [uniforms(seed, queries[i].row["id"], queries[i].prefix, number) for i, number in wanted]
-            for (index, _), response in zip(wanted, self._decode(branches, limits, random, sampling), strict=True):
+            names = [f"row {queries[index].row['id']}" for index, _ in wanted]
+            responses = self._decode(branches, limits, random, sampling, names)
+            for (index, _), response in zip(wanted, responses, strict=True):
                 groups[index].append(response)
         return groups
 
     def _decode(
-        self, batch: DecodingBatch, limits: Sequence[int], random: Sequence[Iterator[float]], sampling: Sampling
+        self,
+        batch: DecodingBatch,
+        limits: Sequence[int],
+        random: Sequence[Iterator[float]],
+        sampling: Sampling,
+        names: Sequence[str],
     ) -> list[Response]:
         allowed_A = self._allowed_A.to(self.network.device)
         log_probabilities: list[list[float]] = [[] for _ in limits]
 
         def choose(logits_BV: Tensor, active: list[int]) -> list[int]:
-            ids_B = draw(logits_BV, allowed_A, [next(random[index]) for index in active], sampling)
             logits_BV = logits_BV.float()
-            chosen_B = logits_BV.gather(1, ids_B[:, None])[:, 0] - logits_BV.logsumexp(1)
+            total_B = logits_BV.logsumexp(1)
+            if not bool((finite_B := total_B.isfinite()).all()):
+                raise InputError(
+                    f"{names[active[int(finite_B.int().argmin())]]}: the model gives no finite probabilities"
+                )
+            ids_B = draw(logits_BV, allowed_A, [next(random[index]) for index in active], sampling)
+            chosen_B = logits_BV.gather(1, ids_B[:, None])[:, 0] - total_B
             for index, value in zip(active, chosen_B.tolist(), strict=True):
                 log_probabilities[index].append(value)
             return ids_B.tolist()

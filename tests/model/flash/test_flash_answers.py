@@ -132,6 +132,26 @@ def test_rows_are_answered_as_they_are_routed(flash, rng):
     assert answer_rows(network, processor, rows[1:3], max_new_tokens=6) != texts[1:3], "routing would show nothing"
 
 
+@pytest.mark.parametrize("decision", [Decision(), None], ids=["routed", "full"])
+def test_what_is_shown_is_what_was_prepared_and_no_tile_goes_through_the_tower_twice(flash, rng, monkeypatch, decision):
+    network, processor = flash
+    network.route_by(decision)
+    grids = [[(2, 1)], [], [(2, 2), (1, 1)], [(1, 1)]]
+    rows = [question_row(f"r{i}", [picture(rng, *grid) for grid in of_row], "1") for i, of_row in enumerate(grids)]
+    samples = [processor.question(row) for row in rows]
+    prepared = network.prepare(samples)
+    media = {name: torch.from_numpy(np.concatenate([s.media[name] for s in prepared])) for name in prepared[0].media}
+    monkeypatch.setattr("model.flash.encoding.TILES_AT_ONCE", 4)
+    passed, tower = [], network.patches
+    monkeypatch.setattr(network, "patches", lambda tiles: passed.append(len(tiles)) or tower(tiles))
+    shown, visual = network.show(samples)
+    assert sum(passed) == sum(sample.units for sample in samples) and max(passed) <= 10
+    assert [sample.input_ids for sample in shown] == [sample.input_ids for sample in prepared]
+    with torch.inference_mode():
+        torch.testing.assert_close(visual, network.media_rows(media), atol=1e-4, rtol=1e-4)
+    assert network.show(samples[1:2])[1] is None, "a question without an image has no rows"
+
+
 def test_only_the_chosen_projector_runs_for_a_tile(flash):
     network, _ = flash
     ran = {"full": 0, "small": 0}
