@@ -216,6 +216,13 @@ def test_a_prompt_beyond_the_context_names_its_row(internvl):
         sample(network, processor, rows, 2)
 
 
+@pytest.mark.parametrize("logit", [float("nan"), float("inf")])
+def test_a_network_whose_probabilities_are_none_names_the_row(internvl, logit):
+    network, processor = internvl
+    with biased_head(network, [7], logit), pytest.raises(InputError, match="row one: the model gives no finite"):
+        sample(network, processor, [question_row("one", [], "x")], 2)
+
+
 def test_a_group_shares_its_images_and_its_prompt(internvl):
     network, processor = internvl
     row = question_row("one", [picture(np.random.default_rng(0), 2, 1)], "x")
