@@ -1,1 +1,1 @@
-"""Train the router that picks a tile's resolution. Described by profiles, not built yet."""
+"""Train the router that picks a tile's resolution."""

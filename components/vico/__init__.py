@@ -1,1 +1,1 @@
-"""Teach the model to answer from compressed tiles. Described by profiles, not built yet."""
+"""Teach the model to answer from compressed tiles."""
