@@ -1,11 +1,6 @@
 """Several processes train as one does: data parallelism and ZeRO, mixed media, resume on another number of ranks."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +11,8 @@ from model.data.errors import InputError
 from model.training.config import TrainingConfig, ZeroConfig
 from model.training.loop import supervised_stage, train
 from tests.model.training import train_on_ranks
+from tests.model.training.two_ranks import run_two_ranks
 from tests.tiny import random_model
-
-REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def on_ranks(test):
@@ -29,26 +23,7 @@ def on_ranks(test):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """Where two ranks have trained every case."""
-    out = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.model.training.train_on_ranks", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        # A hang is what these cases are about: it ends here, not at the limit of the suite.
-        output = process.communicate(timeout=240)[0].decode()
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output[-4000:]
-    return out
+    return run_two_ranks("train_on_ranks", tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,14 @@
 """Two processes learn from rollouts as one does, with copies of the weights and with weights that are divided."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.model.training import policy_on_ranks
+from tests.model.training.two_ranks import run_two_ranks
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 EXACT = [name for name in policy_on_ranks.CASES if not name.endswith("half")]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
@@ -21,25 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """Where two ranks have learned in every case."""
-    out = tmp_path_factory.mktemp("policy-ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.model.training.policy_on_ranks", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        output = process.communicate(timeout=240)[0].decode()
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output[-4000:]
-    return out
+    return run_two_ranks("policy_on_ranks", tmp_path_factory.mktemp("policy-ranks"))
 
 
 @pytest.fixture(scope="module")

@@ -2,39 +2,21 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.model.training import prefer_on_ranks
+from tests.model.training.two_ranks import run_two_ranks
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("preferences_on_ranks")]
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """Where two ranks have trained every case."""
-    out = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.model.training.prefer_on_ranks", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, **streams)
-    try:
-        # A hang is what these cases are about: it ends here, not at the limit of the suite.
-        output = process.communicate(timeout=240)[0].decode()
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output[-4000:]
-    return out
+    return run_two_ranks("prefer_on_ranks", tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,8 @@
 """Training of the router: what compression costs, who learns from it, and that no detour changes a bit."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,10 +22,10 @@ from model.training.reader import sample_of_row
 from model.training.routing import draw_intervention, measure_ratios, router_batch, routing_stage
 from tests.model.training import flash_on_ranks
 from tests.model.training.flash_on_ranks import BASE, moved, rows, start, stopped_and_resumed
+from tests.model.training.two_ranks import run_two_ranks
 from tests.tiny import TILE, question_row
 
 FLOOR = 1e-3
-REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def settings(**changes) -> TrainingConfig:
@@ -190,25 +185,7 @@ def test_blank_tiles_and_small_print_are_told_apart_when_k_is_the_share_of_blank
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """Where two ranks have trained every case."""
-    out = tmp_path_factory.mktemp("flash-ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.model.training.flash_on_ranks", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        output = process.communicate(timeout=200)[0].decode()
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output[-4000:]
-    return out
+    return run_two_ranks("flash_on_ranks", tmp_path_factory.mktemp("flash-ranks"))
 
 
 @pytest.mark.slow

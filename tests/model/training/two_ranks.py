@@ -1,0 +1,32 @@
+"""Two processes of one torchrun, for tests: a module of this folder is run with a directory for what it finds."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def run_two_ranks(module: str, out: Path) -> Path:
+    """Run ``python -m tests.model.training.<module> OUT`` on two ranks to its end; returns ``out``."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", f"tests.model.training.{module}", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        # A hang is what these tests are about: it ends here, not at the limit of the suite.
+        output = process.communicate(timeout=240)[0].decode()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output[-4000:]
+    return out
