@@ -53,7 +53,7 @@ class Report:
         training: (stage, pictures as SVG) in the order of the line.
         trends: task family, then how its held-out score went from training stage to training stage.
         flash: by family; empty where the line trained no router.
-        kept: share of the visual tokens that is left of the held-out rows, blank tiles counted; None where nothing routes.
+        kept: share of the visual tokens left of the held-out rows, blank tiles counted; None where nothing routes.
         routed: ``figure`` elements: images in their tiles, as the router saw them.
         funnel: (operator, rows left, note), from what was collected to what was kept.
         lineage: the steps with their output hashes.

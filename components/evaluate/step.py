@@ -120,8 +120,7 @@ def _answer(
 
 
 def _kept_tokens(routed: list[tuple[int, int]]) -> float | None:
-    """Share of the visual tokens that is left of rows with these (compressed tiles, tiles), blank tiles counted; None of
-    no tiles."""
+    """Share of the visual tokens left of rows with these (compressed tiles, tiles), blank or not; None of no tiles."""
     compressed, tiles = (sum(counts) for counts in zip(*routed, strict=True)) if routed else (0, 0)
     return 1 - (1 - 1 / COMPRESSION) * compressed / tiles if tiles else None
 
