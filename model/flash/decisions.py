@@ -81,8 +81,11 @@ def stated_decision(config: dict[str, Any]) -> Decision | None:
     Raises:
         InputError: as ``Decision``.
     """
-    if not config.get("flash_mode"):
+    mode = config.get("flash_mode")
+    if mode is None or mode is False:
         return None
+    if mode is not True:
+        raise InputError(f"flash_mode: {mode!r} is neither true nor false")
     given = {
         "rule": config.get("flash_decision"),
         "absolute_threshold": config.get("flash_absolute_threshold"),

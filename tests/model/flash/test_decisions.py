@@ -84,6 +84,7 @@ def test_an_absolute_threshold_that_is_reached_is_enough():
         ({"flash_decision": "budget"}, "flash_token_budget: goes with the decision 'budget'"),
         ({"flash_token_budget": 100}, "flash_token_budget: goes with the decision 'budget'"),
         ({"flash_decision": "budget", "flash_token_budget": 0}, "flash_token_budget: 0 is not a positive number"),
+        ({"flash_mode": "false"}, "flash_mode: 'false' is neither true nor false"),
     ],
 )
 def test_settings_without_meaning_are_refused(given_keys, words):
