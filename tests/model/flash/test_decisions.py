@@ -90,7 +90,7 @@ def test_an_absolute_threshold_that_is_reached_is_enough():
 def test_settings_without_meaning_are_refused(given_keys, words):
     with pytest.raises(InputError, match=words):
         stated_decision({"flash_mode": True} | given_keys)
-    assert stated_decision({"flash_mode": False} | given_keys) is None
+    assert stated_decision(given_keys | {"flash_mode": False}) is None
 
 
 def test_a_released_configuration_is_read_as_absolute():
