@@ -104,10 +104,10 @@ class RolloutStore:
             return None
         try:
             arrays = load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
+            values = np.split(arrays["values"], np.cumsum(arrays["lengths"])[:-1])
+            return dict(zip(arrays["slots"].tolist(), values, strict=False))
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise InputError(f"{path}: damaged ({error})") from error
-        values = np.split(arrays["values"], np.cumsum(arrays["lengths"])[:-1])
-        return dict(zip(arrays["slots"].tolist(), values, strict=False))
 
     def drop_before(self, iteration: int) -> None:
         """Remove the rollouts of earlier iterations."""
@@ -131,8 +131,12 @@ def _groups(path: Path) -> list[Group]:
         with safe_open(path, framework="np") as stream:
             arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
             failures = json.loads(stream.metadata()["failures"])
-    except (SafetensorError, OSError, ValueError) as error:
+        return _split(arrays, failures)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); remove it to have its queries answered again") from error
+
+
+def _split(arrays: Mapping[str, np.ndarray], failures: Sequence[Sequence[str]]) -> list[Group]:
     of_answers = np.cumsum(arrays["lengths"])[:-1]
     of_groups = np.cumsum(arrays["sizes"])[:-1]
     tokens, sampler = (np.split(arrays[name], of_answers) for name in ("tokens", "sampler"))

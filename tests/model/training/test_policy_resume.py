@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from model.data.errors import InputError
 from model.flash.build import build_model
@@ -107,6 +108,15 @@ def test_a_damaged_file_of_rollouts_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(InputError, match=r"answers-00001\.safetensors: damaged"):
         run(tmp_path, engine=Recited(babble))
+
+
+def test_files_of_something_else_are_named(tmp_path):
+    store, folder = RolloutStore(tmp_path), tmp_path / "000002"
+    folder.mkdir()
+    for name, load in (("answers-00000", store.load), ("old", store.load_old)):
+        save_file({"other": np.zeros(1)}, folder / f"{name}.safetensors")
+        with pytest.raises(InputError, match=rf"{name}\.safetensors: damaged"):
+            load(2)
 
 
 def test_groups_come_back_from_the_disk_as_they_were(tmp_path):
