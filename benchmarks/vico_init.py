@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import harness
+from benchmarks.flash_retention import start_of
 from components.vico.config import VicoConfig
 from model.data.errors import InputError
 from model.data.schema import Row
@@ -48,28 +49,32 @@ _QUICK_STEPS, _QUICK_FIT, _QUICK_SEEDS = 24, 40, (1,)
 _HELDOUT, _BATCH = 96, 32
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print, store."""
     options = harness.arguments(__doc__.splitlines()[0])
-    found = compare(LINE, options.quick)
+    try:
+        found = compare(LINE, options.quick)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
     print(json.dumps(found["curves"], indent=1))
     ours, peer = found["final"]["pooled"], found["final"]["random"]
     ratio = harness.median(peer) / harness.median(ours)
     harness.report(
         harness.result("vico_init", "nats per token", ours, peer, ratio=ratio, aim=AIM, details=found), options
     )
+    return 0
 
 
 def compare(line: Path, quick: bool) -> dict:
     """Curves and final divergences of every variant and seed."""
-    start, questions = line / "sft" / "model", line / "curate" / "questions"
-    for needed in (start, questions):
-        if not needed.is_dir():
-            raise InputError(f"{needed}: no such directory; run `make demo` first")
+    start, questions = start_of(line), line / "curate" / "questions"
+    if not questions.is_dir():
+        raise InputError(f"{questions}: no such directory; run make demo first")
     config = load_profile("tiny").vico
     steps, fit, seeds = (_QUICK_STEPS, _QUICK_FIT, _QUICK_SEEDS) if quick else (_STEPS, _FIT, _SEEDS)
     rows = [row for row in open_dataset(questions).rows() if row["media"]]
-    taught, heldout = rows[: -_HELDOUT * 4], rows[-_HELDOUT * 4 :: 4]
+    taught, heldout = apart(rows)
     found: dict = {"steps": steps, "fit_steps": fit, "curves": {}, "final": {}, "seconds": {}}
     for name, fitted in VARIANTS.items():
         for seed in seeds:
@@ -79,6 +84,12 @@ def compare(line: Path, quick: bool) -> dict:
             found["curves"].setdefault(name, []).append(curve)
             found["final"].setdefault(name, []).append(curve[str(steps)])
     return found
+
+
+def apart(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows to learn from, and rows held out from all over the dataset: its families may stand one after the other."""
+    every = max(2, len(rows) // _HELDOUT)
+    return [row for place, row in enumerate(rows) if place % every], list(rows[::every][:_HELDOUT])
 
 
 def one_curve(
@@ -131,4 +142,4 @@ def divergence(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,8 +13,17 @@ from tests.model.training.flash_on_ranks import BASE, rows, start
 def test_a_missing_demo_is_said_in_one_line(tmp_path):
     from benchmarks.vico_init import compare
 
-    with pytest.raises(InputError, match=r"sft/model: no such directory; run `make demo` first"):
+    with pytest.raises(InputError, match=r"sft/model: no such model; run make demo first"):
         compare(tmp_path, quick=True)
+
+
+def test_held_out_rows_are_of_every_family_and_taught_to_no_variant():
+    from benchmarks.vico_init import apart
+
+    families = [{"id": f"{task}-{number}", "task": task} for task in "abcd" for number in range(300)]
+    taught, heldout = apart(families)
+    assert len(heldout) == 96 and {row["task"] for row in heldout} == set("abcd")
+    assert not {row["id"] for row in heldout} & {row["id"] for row in taught}
 
 
 def test_the_divergence_is_of_compressed_tiles_and_rows_of_text_have_none():
