@@ -76,6 +76,19 @@ def test_the_table_says_what_is_kept_of_the_model_before_and_what_the_lead_is_wo
     flash_retention.show(table)
 
 
+def test_an_aim_is_reached_only_when_every_seed_reaches_it():
+    def table(kept, retained, low, family, everything, over_random):
+        families = {"read": {"high": family}, "count": {"high": 1.0}}
+        router = {"kept": kept, "retained": retained, "low": low, "families": families}
+        router["over random"] = {"low": over_random}
+        return {"full": {"score": 0.9}, "compress everything": {"score": everything}, "router": router}
+
+    good = table(0.5, 0.996, 0.99, 0.99, 0.7, 0.01)
+    assert all(flash_retention.aims([good, good]).values())
+    bad = table(0.6, 0.98, 0.97, 0.97, 0.85, -0.01)
+    assert not any(flash_retention.aims([good, bad]).values())
+
+
 def test_a_line_without_a_model_is_said_in_one_line(tmp_path):
     with pytest.raises(InputError, match="no such model; run make demo first"):
         flash_retention.start_of(tmp_path)
