@@ -22,8 +22,8 @@ FLASH_KEYS = (*RELEASED_KEYS, "flash_decision", "flash_token_budget")
 """The same, and what only we read. Stock transformers and vLLM carry keys along that they do not know."""
 COMPRESSION = 4
 """A compressed tile has this many times fewer rows."""
-_DIGITS = 4
-"""Of a probability where tiles are ranked: equal tiles may differ in the last bits, by the batch they were seen in."""
+_TIE = 1e-5
+"""Closer probabilities rank as one: equal tiles may differ in the last bits, by the batch they were seen in."""
 
 Rule = Literal["absolute", "relative", "budget"]
 
@@ -130,7 +130,7 @@ def _at_least_quantile(probabilities: np.ndarray, share: float) -> np.ndarray:
     """Where a value is at least the quantile of all (linear between neighbours, as numpy's and torch's)."""
     if not len(probabilities):
         return np.zeros(0, bool)
-    ranked = np.round(probabilities, _DIGITS)
+    ranked = _without_last_bits(probabilities)
     # A value reaches a quantile between two neighbours exactly if it reaches the upper one.
     place = math.ceil(round(share * (len(ranked) - 1), 9))
     return ranked >= np.sort(ranked)[place]
@@ -144,5 +144,17 @@ def _within_budget(probabilities: np.ndarray, budget: int, rows: int) -> np.ndar
         least = tiles * (rows // COMPRESSION)
         raise InputError(f"{tiles} tiles need at least {least} visual tokens; the budget of a request is {budget}")
     chosen = np.zeros(tiles, bool)
-    chosen[np.argsort(-np.round(probabilities, _DIGITS), kind="stable")[:needed]] = True
+    chosen[np.argsort(-_without_last_bits(probabilities), kind="stable")[:needed]] = True
     return chosen
+
+
+def _without_last_bits(probabilities: np.ndarray) -> np.ndarray:
+    """Where one lies less than ``_TIE`` under the next higher, that one in its place. (Rounding would part two equal
+    tiles whose probability stands where it goes up for one and down for the other.)"""
+    order = np.argsort(-probabilities, kind="stable")
+    falling = probabilities[order]
+    tied = np.append(False, -np.diff(falling) < _TIE)[: len(order)]
+    first = np.maximum.accumulate(np.where(tied, 0, np.arange(len(order))))
+    ranked = np.empty_like(probabilities)
+    ranked[order] = falling[first]
+    return ranked

@@ -60,9 +60,10 @@ def test_the_only_tile_of_an_image_can_be_compressed(decision):
     assert decide(np.array([0.6]), [1], decision).tolist() == [True]
 
 
-def test_tiles_of_one_colour_are_decided_alike_whatever_their_last_bits():
-    same = 0.6 + np.array([0, 1e-7, -1e-7, 2e-7])
-    assert decide(same, [4], Decision("relative", 0.5, 0.5)).tolist() == [True] * 4
+@pytest.mark.parametrize("value", [0.6, 0.60005, 0.600005, 0.0, 1.0])
+def test_tiles_of_one_colour_are_decided_alike_whatever_their_last_bits(value):
+    same = np.clip(value + np.array([0, 1e-7, -1e-7, 2e-7]), 0, 1)
+    assert decide(same, [4], Decision("relative", 0.0, 0.5)).tolist() == [True] * 4
     assert decide(same, [4], Decision("budget", token_budget=1024 - 2 * 192)).tolist() == [True, True, False, False]
 
 
