@@ -5,10 +5,12 @@ from pathlib import Path
 
 from components.context import StepContext, StepResult
 from components.flash_scores import kept_tokens, score_routed
+from components.route.calibration import choose_threshold, set_apart
 from components.route.config import RouteConfig
-from components.scoring_table import heldout_sample, mean_score
+from components.scoring_table import check_scorers, heldout_sample, mean_score
 from components.training_step import finish, run_stage
 from model.data.errors import InputError
+from model.data.schema import Row
 from model.data.shards import open_dataset
 from model.families.opening import load_network, load_processor
 from model.flash.decisions import Decision
@@ -48,10 +50,18 @@ def run(
     for each in (network, fixed):
         each.route_by(None)
     frozen = FrozenReference(fixed, config.training)
+    apart: list[Row] = []
+    if config.calibration is not None:
+        dataset, apart = set_apart(dataset, config.calibration.rows)
+        check_scorers(apart)
     stage = routing_stage(frozen, processor, config.objective, config.training)
     result = run_stage(network, processor, dataset, stage, config.training, context)
     if context.rank != 0:
         return result
+    threshold = config.compress_above
+    if config.calibration is not None:
+        threshold = choose_threshold(network, processor, apart, config.calibration, context.progress)
+    result.numbers["compress_above"] = threshold
     if config.compared_rows:
         ratios = partial(
             measure_ratios,
@@ -63,11 +73,11 @@ def run(
         # From all over the dataset: its families may stand one after the other.
         compared = dataset[:: max(1, len(dataset) // config.compared_rows)][: config.compared_rows]
         measured = measure_tiles(network, processor, ratios, compared, context.progress)
-        result.numbers |= measured.report(config.objective.percentile, config.compress_above)
+        result.numbers |= measured.report(config.objective.percentile, threshold)
     sample = heldout_sample(open_dataset(heldout), config.heldout_rows)
     full = score_routed(network, processor, sample, None, context.progress)
     result.numbers["heldout_mean_full"] = mean_score(full)
-    network.route_by(Decision(absolute_threshold=config.compress_above))
+    network.route_by(Decision(absolute_threshold=threshold))
     kept = kept_tokens(network, processor, sample)
     if kept:
         result.numbers["visual_tokens_kept"] = sum(kept.values()) / len(kept)

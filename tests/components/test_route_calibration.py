@@ -1,0 +1,71 @@
+"""The threshold of a router by what it costs: chosen on rows set apart, never below what keeps the score."""
+
+import numpy as np
+import pytest
+
+from components.context import no_progress
+from components.route import calibration
+from components.route.calibration import choose_threshold, set_apart
+from components.route.config import CalibrationConfig, RouteConfig
+from model.data.errors import InputError
+from model.flash.decisions import Decision
+from model.objectives.config import RouterObjective
+from model.training.config import TrainingConfig
+from tests.tiny import byte_tokenizer, picture, question_row
+from tests.tiny_flash import random_flash_model
+
+
+@pytest.fixture(scope="module")
+def flash():
+    """A model that routes, rows, and the probability of the only tile of each."""
+    import torch
+
+    network, processor = random_flash_model(byte_tokenizer())
+    rng = np.random.default_rng(0)
+    rows = [question_row(f"row-{i}", [picture(rng)], "x") for i in range(20)]
+    tiles = torch.from_numpy(np.concatenate([processor.question(row).media["tiles"] for row in rows]))
+    with torch.inference_mode():
+        probabilities = network.compress_probabilities(network.patches(tiles)).tolist()
+    return network, processor, rows, probabilities
+
+
+def answer_where_whole(monkeypatch, probabilities, harmless):
+    """Rows are answered rightly while their tile is whole, or for good where compression is ``harmless``."""
+
+    def answers(network, _processor, rows, progress):
+        threshold = 2.0 if network.decision is None else network.decision.absolute_threshold
+        return [
+            "x" if probability < threshold or row["id"] in harmless else "wrong"
+            for row, probability in zip(rows, probabilities, strict=True)
+        ]
+
+    monkeypatch.setattr(calibration, "answer_rows", answers)
+
+
+@pytest.mark.parametrize(("harmless", "retain", "compressed"), [(8, 1.0, 8), (8, 0.9, 10), (0, 1.0, 0), (20, 1.0, 20)])
+def test_as_many_tiles_are_compressed_as_keep_the_score(flash, monkeypatch, harmless, retain, compressed):
+    network, processor, rows, probabilities = flash
+    surest = [rows[i]["id"] for i in np.argsort(probabilities)[::-1]]
+    answer_where_whole(monkeypatch, probabilities, set(surest[:harmless]))
+    network.route_by(own := Decision(absolute_threshold=0.3))
+    threshold = choose_threshold(network, processor, rows, CalibrationConfig(rows=20, retain=retain), no_progress)
+    assert sum(probability >= threshold for probability in probabilities) == compressed
+    assert network.decision == own
+
+
+def test_rows_are_set_apart_from_all_over_the_dataset_and_never_more_than_half():
+    rows = [question_row(f"row-{i}", [], "x") for i in range(10)]
+    kept, apart = set_apart(rows, 3)
+    assert [row["id"] for row in apart] == ["row-0", "row-3", "row-6"]
+    assert sorted(row["id"] for row in kept + apart) == [row["id"] for row in rows]
+    assert [len(part) for part in set_apart(rows, 100)] == [5, 5]
+    with pytest.raises(InputError, match=r"route\.calibration: sets rows apart, and the dataset has only one"):
+        set_apart(rows[:1], 3)
+
+
+@pytest.mark.parametrize("changes", [{"compress_above": None}, {"calibration": CalibrationConfig()}])
+def test_a_threshold_is_given_or_chosen(changes):
+    training = TrainingConfig(learning_rate=1e-3, steps=2, batch_size=4)
+    objective = RouterObjective(window=16, floor=1e-4, measure="tile")
+    with pytest.raises(ValueError, match="compress_above: give a threshold, or null and a calibration"):
+        RouteConfig(training=training, objective=objective, **changes)
