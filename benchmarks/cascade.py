@@ -238,13 +238,14 @@ def show(table: dict[str, Any]) -> None:
         print(f"{arm:<18}{cells}{entry['overall']:12.3f}  {difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 
-def measure(quick: bool, line: Path = LINE) -> Result:
-    """Train and score every arm with three seeds (one when ``quick``)."""
+def measure(quick: bool, line: Path = LINE, seconds: float | None = None) -> Result:
+    """Train and score every arm with three seeds (one when ``quick``), in ``seconds`` each where they are given."""
     needed = (line / "sft" / "model", line / "curate" / "questions", line / "collect" / "heldout")
     if not all(path.is_dir() for path in needed):
         raise InputError(f"{line}: no finished line here; run make demo first")
     profile = load_profile("tiny")
     seeds, budget = (QUICK_SEEDS, QUICK_BUDGET) if quick else (SEEDS, BUDGET)
+    budget = budget if seconds is None else seconds
     if quick:
         few = profile.build_preferences.model_copy(update={"max_queries": 160, "rollouts": 4})
         profile = profile.model_copy(update={"build_preferences": few})
@@ -269,9 +270,9 @@ def measure(quick: bool, line: Path = LINE) -> Result:
 
 def main() -> int:
     """Run the benchmark."""
-    options = arguments(__doc__.splitlines()[0])
+    options = arguments(__doc__.splitlines()[0], seconds=f"processor seconds of an arm instead of {BUDGET:.0f}")
     try:
-        report(measure(options.quick), options)
+        report(measure(options.quick, seconds=options.seconds), options)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -109,12 +109,17 @@ def result(
     )
 
 
-def arguments(description: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """The three flags every benchmark has: ``quick``, ``json``, ``write``."""
+def arguments(description: str, argv: list[str] | None = None, **numbers: str) -> argparse.Namespace:
+    """The three flags every benchmark has: ``quick``, ``json``, ``write``.
+
+    ``numbers`` are names of further options, with their help; each takes a number and is None when it is not given.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="about a minute of measuring")
     parser.add_argument("--json", action="store_true", help="print the result as one last line of JSON")
     parser.add_argument("--write", action="store_true", help="store the result under benchmarks/results/")
+    for name, text in numbers.items():
+        parser.add_argument(f"--{name}", type=float, help=text)
     return parser.parse_args(argv)
 
 
