@@ -54,13 +54,14 @@ def test_the_cascade_is_stable(summary, stage):
 
 
 def test_routing_keeps_the_score(summary):
-    """How many tokens it saves is reported and not claimed: minutes of training teach little of compressed digits."""
+    """Flash costs at most 7 % of the score. How many tokens it saves is reported and not claimed: minutes of training
+    teach little of compressed digits."""
     out = Path(os.environ.get("FOVEA_OUT", "out"))
     routed = json.loads((out / "line" / "route" / "model" / "lineage.json").read_text())["numbers"]
     mean = {score.stage: score for score in trends(summary)[0].scores}
     assert 0.25 <= routed["visual_tokens_kept"] <= 1
     assert routed["heldout_mean"] >= routed["heldout_mean_full"] - (mean["vico"].score - mean["vico"].low)
-    assert mean["route"].score >= mean["sft"].low
+    assert mean["route"].score >= 0.93 * mean["gspo"].score
 
 
 def test_the_answer_came_through_the_gateway(summary):
