@@ -186,7 +186,7 @@ def test_words_fit_their_clip_or_say_why_not(spans, why):
 def test_the_clock_of_the_clip_and_of_the_source_agree(spans, start):
     ordered = sorted((min(span), max(span)) for span in spans)
     of_clip = SECTION.model_copy(
-        update={"clock": "clip", "tolerance": 10.0, "max_silence": 1.5, "min_words_per_second": 0.5}
+        update={"clock": "clip", "tolerance": 10.0, "max_silence": 1.5, "min_words_per_second": 0.4}
     )
     of_source = of_clip.model_copy(update={"clock": "source"})
     moved = [(begin + start, end + start) for begin, end in ordered]
