@@ -76,7 +76,7 @@ def check_memory(available_gib: float | None) -> Check:
 def check_work(installed: bool, cores: int) -> list[Check]:
     """What is still to be downloaded, and how long the whole takes."""
     download = "nothing, .venv is there" if installed else f"about {DOWNLOAD_GIB:.0f} GiB of packages"
-    minutes = "about 10 minutes" if cores >= 2 else "about 20 minutes"
+    minutes = "about 18 minutes" if cores >= 2 else "about 35 minutes"
     first = "" if installed else ", after 1 to 5 for the installation"
     return [Check("download", download), Check("time", f"{minutes} on {cores} cores the first time{first}")]
 
