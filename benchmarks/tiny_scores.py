@@ -17,7 +17,8 @@ AIM = 1.0
 
 
 def measure() -> Result:
-    """Scores of the demo's last evaluation; ``details`` holds each family and the seconds of each stage."""
+    """Scores of the demo's last evaluation; ``details`` holds each family, the seconds of each stage, and the mean over
+    all families that each training stage reported of its own held-out sample."""
     if not SUMMARY.is_file():
         raise InputError(f"{SUMMARY}: missing; run make demo first")
     stages = json.loads(SUMMARY.read_bytes())["stages"]
@@ -25,7 +26,12 @@ def measure() -> Result:
     families = {name: table for name, table in evaluated["heldout"].items() if name not in PRETRAINED_ON}
     ours = [table["score"] for table in families.values()]
     peer = [table["constant"] for table in families.values()]
-    details = {"families": families, "seconds": {stage["name"]: round(stage["seconds"], 1) for stage in stages}}
+    trained = {stage["name"]: stage["heldout"].values() for stage in stages if stage["heldout"] and stage["tokens"]}
+    details = {
+        "families": families,
+        "seconds": {stage["name"]: round(stage["seconds"], 1) for stage in stages},
+        "means": {name: round(sum(t["score"] for t in found) / len(found), 4) for name, found in trained.items()},
+    }
     ratio = sum(ours) / sum(peer)
     return result("tiny_scores", "held-out score", ours, peer, ratio=ratio, aim=AIM, details=details)
 
