@@ -39,6 +39,7 @@ BUDGET, QUICK_BUDGET = 600.0, 40.0
 ROWS, QUICK_ROWS = 250, 40
 """Held-out rows of a family."""
 _PILOT_STEPS = 4
+_THREADS = 1  # threads that wait for each other would spend processor seconds too
 _CONTROL_RATE = 1e-4  # of the stages it stands beside: a rate of fine-tuning would undo its own annealing
 _S = TypeVar("_S", bound=Section)
 
@@ -105,7 +106,7 @@ def processor_seconds() -> float:
 
 def with_training(section: _S, **changes: Any) -> _S:
     """A training step's section with changes in its training; it scores one held-out row a family, as we score."""
-    training = section.training.model_copy(update=changes)  # type: ignore[attr-defined]
+    training = section.training.model_copy(update={"threads": _THREADS} | changes)  # type: ignore[attr-defined]
     return section.model_copy(update={"training": training, "heldout_rows": 1})
 
 
@@ -116,7 +117,7 @@ def make_rollouts(start: Start, seed: int) -> Rollouts:
 
     folder, meter = start.work / f"rollouts-{seed}", Meter("")
     rows, context = start.line / "curate" / "questions", start.context(f"rollouts-{seed}", meter)
-    section = start.profile.build_preferences.model_copy(update={"seed": seed})
+    section = start.profile.build_preferences.model_copy(update={"seed": seed, "threads": _THREADS})
     build(
         section,
         rows=rows,
@@ -190,7 +191,7 @@ def score_rows(model: Path, rows: Sequence[Row]) -> np.ndarray:
     from model.families.generation import answer_rows
     from model.families.opening import load_network, load_processor
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(_THREADS)
     network, processor = load_network(model), load_processor(model)
     network.eval()
     answers = answer_rows(network, processor, rows, max_new_tokens=64)
