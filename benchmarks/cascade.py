@@ -94,8 +94,17 @@ class Rollouts:
     seconds: float
 
 
-Stage = Callable[[int, int, Path], tuple[Path, Meter]]
-"""(steps, seed, model to start from) to the trained model and its meter."""
+@dataclass(frozen=True)
+class Trained:
+    """A run of a stage: the model, its meter, and the records of its steps."""
+
+    model: Path
+    meter: Meter
+    history: Sequence[dict[str, Any]]
+
+
+Stage = Callable[[int, int, Path], Trained]
+"""(steps, seed, model to start from) to what comes of it."""
 
 
 def processor_seconds() -> float:
@@ -140,13 +149,13 @@ def stages(start: Start, made: Rollouts) -> dict[str, Stage]:
     profile, questions = start.profile, start.line / "curate" / "questions"
 
     def stage(name: str, run: Callable[..., Any], section: Section, rows: Path, **changes: Any) -> Stage:
-        def train(steps: int, seed: int, init: Path) -> tuple[Path, Meter]:
+        def train(steps: int, seed: int, init: Path) -> Trained:
             once = f"{name}-{seed}-{steps}-{init.parent.name}"
             model, meter = start.work / once / "model", Meter(name)
             config = with_training(section, steps=steps, seed=seed, checkpoint_every=10**6, **changes)
             context = start.context(once, meter)
-            run(config, rows=rows, heldout=start.heldout, init=init, model=model, context=context)
-            return model, meter
+            done = run(config, rows=rows, heldout=start.heldout, init=init, model=model, context=context)
+            return Trained(model, meter, done.history)
 
         return train
 
@@ -157,12 +166,24 @@ def stages(start: Start, made: Rollouts) -> dict[str, Stage]:
     }
 
 
-def train_arms(start: Start, seed: int) -> dict[str, tuple[Path, dict[str, float]]]:
-    """Every arm's model, with the seconds and steps it took."""
+def ends(history: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Of every number that the records of a run have: its means over the first and over the last fifth of them."""
+    fifth = max(1, len(history) // 5)
+    names = {name for record in history for name, value in record.items() if isinstance(value, float)}
+    found = {}
+    for name in sorted(names):
+        parts = [[r[name] for r in part if name in r] for part in (history[:fifth], history[-fifth:])]
+        if all(parts):
+            found[name] = [round(float(np.mean(part)), 5) for part in parts]
+    return found
+
+
+def train_arms(start: Start, seed: int) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Every arm's model, with the seconds and steps it took, and how each stage began and ended."""
     init = start.line / "sft" / "model"
     made = make_rollouts(start, seed)
     kinds = stages(start, made)
-    costs = {name: train(_PILOT_STEPS, seed, init)[1].a_step() for name, train in kinds.items()}
+    costs = {name: train(_PILOT_STEPS, seed, init).meter.a_step() for name, train in kinds.items()}
     left = start.budget - made.seconds
     if left < 2 * _PILOT_STEPS * max(costs.values()):
         raise InputError(f"the preferences alone took {made.seconds:.0f} of {start.budget:.0f} processor seconds")
@@ -175,12 +196,14 @@ def train_arms(start: Start, seed: int) -> dict[str, tuple[Path, dict[str, float
     arms = {}
     for arm, plan in plans.items():
         model, facts = init, {"seconds": 0.0 if arm == CONTROL else made.seconds}
+        curves = {}
         for name, seconds in plan.items():
             steps = max(_PILOT_STEPS + 1, round(seconds / costs[name]))
-            model, meter = kinds[name](steps, seed, model)
-            facts |= {"seconds": facts["seconds"] + meter.spent(), f"{name}_steps": float(steps)}
+            trained = kinds[name](steps, seed, model)
+            model, curves[name] = trained.model, ends(trained.history)
+            facts |= {"seconds": round(facts["seconds"] + trained.meter.spent(), 1), f"{name}_steps": float(steps)}
         print(f"  seed {seed}, {arm}: " + ", ".join(f"{name} {value:.0f}" for name, value in facts.items()), flush=True)
-        arms[arm] = (model, facts)
+        arms[arm] = (model, {**facts, "curves": curves})
     return arms
 
 
@@ -252,14 +275,14 @@ def measure(quick: bool, line: Path = LINE, seconds: float | None = None) -> Res
         profile = profile.model_copy(update={"build_preferences": few})
     rows = heldout_rows(line / "collect" / "heldout", profile.curate.pretrain_tasks, QUICK_ROWS if quick else ROWS)
     by_arm: dict[str, list[np.ndarray]] = {}
-    spent: dict[str, list[dict[str, float]]] = {}
+    spent: dict[str, list[dict[str, Any]]] = {}
     before = score_rows(line / "sft" / "model", rows)
     for seed in seeds:
         by_arm.setdefault(START, []).append(before)
         with tempfile.TemporaryDirectory() as work:
             for arm, (model, facts) in train_arms(Start(line, profile, Path(work), budget), seed).items():
                 by_arm.setdefault(arm, []).append(score_rows(model, rows))
-                spent.setdefault(arm, []).append({name: round(value, 1) for name, value in facts.items()})
+                spent.setdefault(arm, []).append(facts)
     scores = {arm: np.stack(found) for arm, found in by_arm.items()}
     table = tables(scores, rows)
     show(table)

@@ -17,7 +17,7 @@ class VicoConfig(Section):
     answer's length, so ``loss_averaging`` has no part in it."""
     objective: VicoObjective = VicoObjective()
     """The compressions that are drawn from."""
-    start: Literal["pooled", "random"] = "pooled"
+    start: Literal["pooled", "downsampled", "random"] = "pooled"
     """The second projector's first weights, for a model that has none. ``pooled``: a compressed row starts as about the
     mean of the four rows that it stands for. ``random``: as torch draws them. Not published; docs/flash.md compares
     them."""

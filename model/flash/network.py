@@ -22,7 +22,7 @@ from model.flash.decisions import COMPRESSION, FLASH_KEYS, Decision
 from model.flash.encoding import TILES_AT_ONCE, ImageFeatures, encode_requests, route_samples, show_samples
 from model.flash.images import Tiling
 from model.flash.processor import IMAGENET_MEAN, IMAGENET_STD
-from model.flash.projectors import CompressedProjector, Projector, start_pooled, unshuffle_patches
+from model.flash.projectors import CompressedProjector, Projector, start_downsampled, start_pooled, unshuffle_patches
 from model.flash.router import COMPRESS, Router
 from model.objectives.load_balancing import load_balancing
 
@@ -92,13 +92,14 @@ class FlashModel(nn.Module):
         self.compressed_projector = CompressedProjector(self.config)
         self.router = Router(self.config)
 
-    def add_flash(self, seed: int, init: Literal["pooled", "random"] = "pooled") -> None:
+    def add_flash(self, seed: int, init: Literal["pooled", "downsampled", "random"] = "pooled") -> None:
         """Give a network that has none a router and a second projector; it goes on showing tiles in full.
 
         Args:
             seed: of the random weights.
             init: of the second projector. ``pooled``: a compressed row starts as about the mean of the full rows that
-                it stands for (``start_pooled``). ``random``: as torch draws it.
+                it stands for (``start_pooled``). ``downsampled``: as about what the first projector makes of half the
+                resolution (``start_downsampled``). ``random``: as torch draws it.
 
         Raises:
             InputError: it has them already, or no vision half, or its tiles cannot be compressed.
@@ -108,8 +109,9 @@ class FlashModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self._build_flash()
-        if init == "pooled":
-            start_pooled(self.compressed_projector, self.multi_modal_projector, round(1 / self.config.downsample_ratio))
+        if init != "random":
+            start = start_pooled if init == "pooled" else start_downsampled
+            start(self.compressed_projector, self.multi_modal_projector, round(1 / self.config.downsample_ratio))
         for module in (self.compressed_projector, self.router):
             module.to(self.device, self.dtype).train(self.training)
 

@@ -77,9 +77,8 @@ def start_pooled(compressed: CompressedProjector, projector: Projector, side: in
 
     A compressed row's patches are 2 x 2 groups of ``side`` x ``side`` patches, each group those of one full row. The
     first half of ``linear_1``'s 2L units is the projector's first layer on the mean of the two upper groups, the second
-    half on that of the two lower ones. ``linear_2`` applies the projector's second layer to the mean of both halves,
-    once with each sign, and ``linear_3`` subtracts: gelu(z) - gelu(-z) = z, so the additional layer passes on what it
-    is given. Where the four groups are equal the result equals the projector's, up to rounding.
+    half on that of the two lower ones. ``linear_2`` applies the projector's second layer to the mean of both halves.
+    Where the four groups are equal the result equals the projector's, up to rounding.
     """
     hidden, gathered = projector.linear_2.in_features, projector.layer_norm.weight.numel()
     width = gathered // side**2
@@ -98,9 +97,43 @@ def start_pooled(compressed: CompressedProjector, projector: Projector, side: in
         own[:, half] = everywhere[:, half]
         compressed.linear_1.weight[units] = own.flatten(1)
         compressed.linear_1.bias[units] = projector.linear_1.bias
-    mean = torch.cat([projector.linear_2.weight, projector.linear_2.weight], dim=1) / 2
-    compressed.linear_2.weight.copy_(torch.cat([mean, -mean]))
+    _continue_as(compressed, projector, torch.cat([projector.linear_2.weight, projector.linear_2.weight], dim=1) / 2)
+
+
+@torch.no_grad()
+def start_downsampled(compressed: CompressedProjector, projector: Projector, side: int) -> None:
+    """Set the weights so that a compressed row is about what the projector makes of features at half the resolution.
+
+    A compressed row's 2 ``side`` x 2 ``side`` patches are averaged in 2 x 2 blocks, and the blocks take the places of
+    the ``side`` x ``side`` patches of a full row: a tile then reads like one that shows everything half as large. The
+    first L of ``linear_1``'s 2L units do this; the others stay as drawn, and ``linear_2`` does not hear them yet. Where
+    the patches of every block are equal the result equals the projector's on the blocks, up to rounding.
+    """
+    hidden, gathered = projector.linear_2.in_features, projector.layer_norm.weight.numel()
+    width = gathered // side**2
+
+    def spread(of_full: Tensor) -> Tensor:
+        """[..., side * side * width], a patch each, to blocks of 2 x 2 patches each: [..., 4 * side * side * width]."""
+        apart = of_full.reshape(*of_full.shape[:-1], side, 1, side, 1, width)
+        return apart.expand(*of_full.shape[:-1], side, 2, side, 2, width).flatten(-5)
+
+    compressed.layer_norm.weight.copy_(spread(projector.layer_norm.weight))
+    compressed.layer_norm.bias.copy_(spread(projector.layer_norm.bias))
+    compressed.linear_1.weight[:hidden] = spread(projector.linear_1.weight) / 4
+    compressed.linear_1.bias[:hidden] = projector.linear_1.bias
+    second = projector.linear_2.weight
+    _continue_as(compressed, projector, torch.cat([second, torch.zeros_like(second)], dim=1))
+
+
+def _continue_as(compressed: CompressedProjector, projector: Projector, second: Tensor) -> None:
+    """After ``linear_1``: the matrix ``second`` [L, 2L] and the projector's last bias, as GELU layers can be.
+
+    ``linear_2`` applies it once with each sign, and ``linear_3`` subtracts: gelu(z) - gelu(-z) = z, so the additional
+    layer passes on what it is given.
+    """
+    hidden = len(second)
+    compressed.linear_2.weight.copy_(torch.cat([second, -second]))
     compressed.linear_2.bias.copy_(torch.cat([projector.linear_2.bias, -projector.linear_2.bias]))
-    identity = torch.eye(hidden, dtype=mean.dtype, device=mean.device)
+    identity = torch.eye(hidden, dtype=second.dtype, device=second.device)
     compressed.linear_3.weight.copy_(torch.cat([identity, -identity], dim=1))
     compressed.linear_3.bias.zero_()

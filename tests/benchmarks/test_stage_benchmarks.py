@@ -43,7 +43,8 @@ def test_every_arm_spends_the_same_seconds_and_the_cascade_goes_on_from_mpo(cloc
                     clock[0] += costs[name] * (step > 0)
                     meter.progress(name, step, steps)
                 clock[0] += 100  # held-out scoring
-                return tmp_path / name / "model", meter
+                history = [{"step": step, "entropy": 1.0 - step / 100} for step in range(10)]
+                return cascade.Trained(tmp_path / name / "model", meter, history)
 
             return train
 
@@ -55,12 +56,15 @@ def test_every_arm_spends_the_same_seconds_and_the_cascade_goes_on_from_mpo(cloc
     arms = cascade.train_arms(cascade.Start(line, None, tmp_path, 300.0), 0)
     assert list(arms) == [cascade.CONTROL, cascade.MPO, cascade.GSPO, cascade.CASCADE]
     assert all(facts["seconds"] == pytest.approx(300, abs=3) for _, facts in arms.values())
+    assert all(
+        curves == {"entropy": [0.995, 0.915]} for _, facts in arms.values() for curves in facts["curves"].values()
+    )
     assert began_from[-2:] == [("mpo", 60, line / "sft" / "model"), ("gspo", 40, tmp_path / "mpo" / "model")]
 
 
 def test_preferences_that_take_the_whole_budget_are_an_error(clock, monkeypatch, tmp_path):
     meter = cascade.Meter("sft", steps=[(0, 0.0), (1, 1.0), (4, 4.0)])
-    monkeypatch.setattr(cascade, "stages", lambda *_: {"sft": lambda *_: (tmp_path, meter)})
+    monkeypatch.setattr(cascade, "stages", lambda *_: {"sft": lambda *_: cascade.Trained(tmp_path, meter, [])})
     monkeypatch.setattr(cascade, "make_rollouts", lambda *_: cascade.Rollouts(tmp_path, tmp_path, 39.0))
     with pytest.raises(InputError, match="took 39 of 40 processor seconds"):
         cascade.train_arms(cascade.Start(tmp_path, None, tmp_path, 40.0), 0)

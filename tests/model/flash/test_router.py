@@ -122,6 +122,19 @@ def test_a_pooled_second_projector_gives_the_firsts_rows_where_patches_repeat(ti
     torch.testing.assert_close(small, full[:, :4], atol=1e-4, rtol=1e-4)
 
 
+def test_a_downsampled_second_projector_gives_the_firsts_rows_of_the_picture_half_as_large(tokenizer):
+    from model.flash.projectors import start_downsampled
+
+    network, _ = random_flash_model(tokenizer)
+    start_downsampled(network.compressed_projector, network.multi_modal_projector, 2)
+    small = torch.randn(3, 8, 8, D)
+    large = small.repeat_interleave(2, 1).repeat_interleave(2, 2)  # 16 x 16 patches in blocks of 2 x 2
+    with torch.inference_mode():
+        wanted = network.project(small.reshape(3, 64, D))
+        found = network.project(large.reshape(3, 256, D), torch.ones(3, dtype=torch.bool))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_the_same_seed_gives_the_same_router_and_leaves_the_random_numbers_alone(tokenizer):
     from tests.tiny import random_model
 
