@@ -55,6 +55,8 @@ class TrainingConfig(Section):
     """Peak of the vision tower; that of the rest when None."""
     projector_learning_rate: float | None = Field(None, gt=0)
     """Peak of the projector; that of the rest when None."""
+    compressed_learning_rate: float | None = Field(None, gt=0)
+    """Peak of the second projector, which shows compressed tiles; that of the projector when None."""
     steps: int = Field(gt=0)
     """Optimiser steps."""
     batch_size: int = Field(gt=0)

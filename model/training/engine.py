@@ -88,7 +88,7 @@ def make_optimizer(network: Network, config: TrainingConfig) -> torch.optim.Adam
     Every group has a ``scale``: its learning rate over that of the stage.
     """
     peaks = {"vision": config.vision_learning_rate, "projector": config.projector_learning_rate, "language": None}
-    peaks |= {"compressed": config.projector_learning_rate, "router": None}
+    peaks |= {"compressed": config.compressed_learning_rate or config.projector_learning_rate, "router": None}
     parts = network.parts()
     scales = {id(p): (peak or config.learning_rate) for part, peak in peaks.items() for p in parts.parameters(part)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

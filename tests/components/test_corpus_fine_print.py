@@ -1,4 +1,4 @@
-"""Small print: what it shows is what is asked for, too dense for a compressed tile, beside a half that is blank."""
+"""Small print: what it shows is what is asked for, too dense for a compressed tile, beside blank paper or large digits."""
 
 import io
 
@@ -54,12 +54,40 @@ def test_half_of_a_sparse_canvas_is_blank(printed):
     assert sides == {0, 1}
 
 
+def test_large_digits_stand_beside_small_ones_and_both_are_asked_for(printed):
+    rows, large_sides = drawn(rows=30, tasks=["read_beside"]), set()
+    for row, large, small in zip(rows, printed[::2], printed[1::2], strict=True):
+        image = np.asarray(Image.open(io.BytesIO(row["media"][0]["bytes"])))
+        assert image.shape == (56, 112)
+        assert min(bottom - top for _, top, _, bottom in large.boxes) > 14
+        left = np.array_equal(image[:, :56], np.asarray(Image.open(io.BytesIO(large.png))))
+        halves = (large, small) if left else (small, large)
+        for half, shown in zip(halves, (image[:, :56], image[:, 56:]), strict=True):
+            assert np.array_equal(shown, np.asarray(Image.open(io.BytesIO(half.png))))
+        assert row["answers"] == [" ".join(str(digit) for half in halves for digit in half.digits)]
+        large_sides.add(left)
+    assert large_sides == {True, False}
+
+
+def test_the_label_asked_for_stands_under_the_tallest_column(printed):
+    for row, canvas in zip(drawn(rows=30, tasks=["tallest_label"]), printed, strict=True):
+        image = np.asarray(Image.open(io.BytesIO(row["media"][0]["bytes"]))).astype(int)
+        assert image.shape == (56, 56)
+        assert {top // 14 for _, top, _, _ in canvas.boxes} == {3}
+        slots = [left // 14 for left, _, _, _ in canvas.boxes]
+        heights = [int((image[:42, slot * 14 + 7] >= 100).sum()) for slot in slots]
+        assert min(heights) >= 10 and len(set(heights)) == len(heights)
+        assert row["answers"] == [str(canvas.digits[heights.index(max(heights))])]
+        assert len(set(canvas.digits)) == len(canvas.digits), "one label each"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"lines": 3},
         {"canvas": {"cells": 4, "digits": (3, 9), "scale": (1.25, 1.7)}},
         {"canvas": {"cells": 4, "digits": (3, 6), "scale": (1.25, 1.7), "wide_share": 0.5}},
+        {"large": {"cells": 2, "digits": (1, 2), "scale": (2.5, 3.4), "canvas": 112}},
     ],
 )
 def test_small_print_that_cannot_be_laid_out_is_refused(wrong):

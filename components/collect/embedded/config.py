@@ -39,7 +39,7 @@ ComparisonTask = Literal["compare_count", "compare_largest", "same_digits"]
 PhotoTask = Literal["photo_change", "photo_rotation"]
 ScreenTask = Literal["click", "widget"]
 ClipTask = Literal["clip_direction", "clip_order", "clip_count"]
-FinePrintTask = Literal["transcribe_fine", "read_fine", "read_sparse"]
+FinePrintTask = Literal["transcribe_fine", "read_fine", "read_sparse", "read_beside", "tallest_label"]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -278,16 +278,20 @@ class ClipsConfig(FamilyConfig):
 
 
 class FinePrintConfig(FamilyConfig):
-    """Handwritten digits so small that a compressed tile cannot tell them apart. Held out: glyphs.
+    """Handwritten digits so small that a compressed tile cannot tell them apart, alone, beside large ones or blank
+    paper, and as the labels of columns. Held out: glyphs.
 
     Beside the large ones of other families they are what makes resolution matter: a row of features of a compressed
     tile covers four cells of the grid, one of a whole tile covers one (at 56 pixels, patches of 7 and 4 cells).
     """
 
     tasks: tuple[FinePrintTask, ...] = get_args(FinePrintTask)
-    """Tasks to draw: in the words of pre-training, as a question, and as a question beside a blank half."""
+    """Tasks to draw: in the words of pre-training; as a question; as a question beside a blank half, or beside a half
+    with large digits; which digit labels the tallest column of a chart."""
     canvas: CanvasConfig = CanvasConfig(digits=(3, 6), cells=4, scale=(1.25, 1.7))
-    """Of the half that is not blank."""
+    """Of the half with small print."""
+    large: CanvasConfig = CanvasConfig(digits=(1, 2), cells=2, scale=(2.5, 3.4))
+    """Of the half beside it in ``read_beside``."""
     lines: int = Field(2, ge=1)
     """Neighbouring rows of the grid that hold all of the digits."""
 
@@ -297,8 +301,10 @@ class FinePrintConfig(FamilyConfig):
             raise ValueError(f"lines must divide canvas.cells, which is {self.canvas.cells}")
         if self.canvas.digits[1] > self.lines * self.canvas.cells:
             raise ValueError(f"{self.canvas.digits[1]} digits do not fit on {self.lines} x {self.canvas.cells} cells")
-        if self.canvas.wide_share:
-            raise ValueError("canvas.wide_share: the task says which canvases are wide; leave it out")
+        if self.canvas.wide_share or self.large.wide_share:
+            raise ValueError("wide_share: the task says which canvases are wide; leave it out")
+        if self.large.canvas != self.canvas.canvas:
+            raise ValueError(f"large.canvas: the halves of an image are equal; {self.canvas.canvas} pixels here too")
         return self
 
 
