@@ -263,13 +263,14 @@ def retrain(profile: Profile, line: Path, work: Path, seed: int) -> Path:
 
     start, taught, routed = start_of(line), work / "vico" / "model", work / "route" / "model"
     data = {"rows": line / "curate" / "questions", "heldout": line / "collect" / "heldout"}
+    transcriptions = line / "curate" / "transcriptions"
 
     def again(section: Any) -> Any:
         training = section.training.model_copy(update={"seed": seed})
         return section.model_copy(update={"training": training, "heldout_rows": 1})
 
     context = StepContext(state_dir=work / "state" / "vico")
-    vico(again(profile.vico), **data, init=start, model=taught, context=context)
+    vico(again(profile.vico), **data, transcriptions=transcriptions, init=start, model=taught, context=context)
     context = StepContext(state_dir=work / "state" / "route")
     section = again(profile.route).model_copy(update={"compared_rows": 0})
     route(section, **data, init=taught, reference=start, model=routed, context=context)

@@ -101,7 +101,8 @@ def _line(configs: Mapping[str, Any], place: Callable[[PipelineTask, str], objec
     if "gspo" in configs:
         model = add(gspo, rows=chosen["queries"], heldout=heldout, init=model)["model"]
     if "vico" in configs:
-        full, model = model, add(vico, rows=questions, heldout=heldout, init=model)["model"]
+        mixture = {"rows": questions, "transcriptions": rows["transcriptions"]}
+        full, model = model, add(vico, **mixture, heldout=heldout, init=model)["model"]
     if "route" in configs:
         model = add(route, rows=questions, heldout=heldout, init=model, reference=full)["model"]
     evaluation = add(evaluate, model=model, heldout=heldout)["evaluation"]

@@ -8,6 +8,7 @@ from kfp.dsl import Dataset, Input, Metrics, Model, Output
 def vico(
     config: str,
     rows: Input[Dataset],
+    transcriptions: Input[Dataset],
     heldout: Input[Dataset],
     init: Input[Model],
     model: Output[Model],
@@ -18,6 +19,7 @@ def vico(
     Args:
         config: the profile's section ``vico``, as JSON.
         rows: questions.
+        transcriptions: rows of pre-training.
         heldout: rows of which a sample is scored at the end, in full and compressed.
         init: the model to start from, which is the reference too.
         model: Hugging Face model directory with a second projector; routing is off.
@@ -28,7 +30,12 @@ def vico(
     run_step(
         "vico",
         config,
-        inputs={"rows": rows.path, "heldout": heldout.path, "init": init.path},
+        inputs={
+            "rows": rows.path,
+            "transcriptions": transcriptions.path,
+            "heldout": heldout.path,
+            "init": init.path,
+        },
         outputs={"model": model.path},
         metadata={"model": model.metadata},
         metrics=metrics.metadata,

@@ -1,5 +1,6 @@
 """Visual consistency learning: the model learns to answer from compressed tiles as it does from full ones."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from components.context import StepContext, StepResult
@@ -8,18 +9,29 @@ from components.scoring_table import heldout_sample, mean_score
 from components.training_step import finish, run_stage
 from components.vico.config import VicoConfig
 from model.data.errors import InputError
+from model.data.schema import Row
 from model.data.shards import open_dataset
 from model.families.opening import load_network, load_processor
 from model.training.consistency import FrozenReference, consistency_stage, require_flash
 from model.training.projector_warmup import warmup_stage
 
 
-def run(config: VicoConfig, *, rows: Path, heldout: Path, init: Path, model: Path, context: StepContext) -> StepResult:
+def run(
+    config: VicoConfig,
+    *,
+    rows: Path,
+    transcriptions: Path,
+    heldout: Path,
+    init: Path,
+    model: Path,
+    context: StepContext,
+) -> StepResult:
     """Train ``init`` on ``rows`` against a frozen copy of itself that sees every tile in full.
 
     Args:
         config: the training, the compressions, and how the second projector starts.
         rows: dataset of questions.
+        transcriptions: dataset of pre-training; read when ``transcription_share`` is above 0.
         heldout: dataset; its first rows per family are scored at the end, in full and compressed.
         init: an InternVL model directory; a second projector and a router that it has are kept.
         model: the model directory to write. It has a second projector and a router, and routing is off.
@@ -29,6 +41,8 @@ def run(config: VicoConfig, *, rows: Path, heldout: Path, init: Path, model: Pat
         InputError: a row or ``init`` cannot be used.
     """
     dataset = list(open_dataset(rows).rows())
+    if config.transcription_share:
+        dataset = mixed(dataset, list(open_dataset(transcriptions).rows()), config.transcription_share)
     network, processor = require_flash(load_network(init), load_processor(init), "vico")
     reference, _ = require_flash(load_network(init), processor, "vico")
     reference.route_by(None)
@@ -52,3 +66,25 @@ def run(config: VicoConfig, *, rows: Path, heldout: Path, init: Path, model: Pat
         result.numbers["heldout_mean_compressed"] = mean_score(compressed)
         result.values["compressed"] = {family: score.score for family, score in compressed.items()}
     return finish(network, processor, heldout, config.heldout_rows, model, context, result)
+
+
+def mixed(questions: Sequence[Row], transcriptions: Sequence[Row], share: float) -> list[Row]:
+    """As many rows of both as ``share``, of the transcriptions, allows: those of which there are too many are thinned
+    evenly. A share of 0 is all questions.
+
+    Raises:
+        InputError: there are no questions, or no transcriptions.
+    """
+    if not share:
+        return list(questions)
+    for name, given in (("questions", questions), ("transcriptions", transcriptions)):
+        if not given:
+            raise InputError(f"vico.transcription_share: there are no {name} to mix")
+    ratio = share / (1 - share)
+    fewer = min(len(questions), max(1, round(len(transcriptions) / ratio)))
+    return evenly(transcriptions, min(len(transcriptions), max(1, round(fewer * ratio)))) + evenly(questions, fewer)
+
+
+def evenly(rows: Sequence[Row], number: int) -> list[Row]:
+    """``number`` rows, at most all, from all over the dataset: its families may stand one after the other."""
+    return [rows[index * len(rows) // number] for index in range(number)]

@@ -20,9 +20,9 @@ def test_a_missing_demo_is_said_in_one_line(tmp_path):
 def test_held_out_rows_are_of_every_family_and_taught_to_no_variant():
     from benchmarks.vico_init import apart
 
-    families = [{"id": f"{task}-{number}", "task": task} for task in "abcd" for number in range(300)]
+    families = [{"id": f"{task}-{number}", "task": task} for task in "abcd" for number in range(480)]
     taught, heldout = apart(families)
-    assert len(heldout) == 96 and {row["task"] for row in heldout} == set("abcd")
+    assert len(heldout) == 192 and {row["task"] for row in heldout} == set("abcd")
     assert not {row["id"] for row in heldout} & {row["id"] for row in taught}
 
 

@@ -1,4 +1,4 @@
-"""Small print: what it shows is what is asked for, too dense for a compressed tile, beside blank paper or large digits."""
+"""Small print: it shows what is asked for, too dense for a compressed tile, beside blank paper or large digits."""
 
 import io
 

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from components.context import StepContext
 from components.route.config import RouteConfig
@@ -28,7 +30,12 @@ def trained(digits, random_models, tmp_path_factory):
     data = {"rows": digits / "corpus", "heldout": digits / "heldout"}
     config = VicoConfig(training=TRAINING, warmup=TRAINING, heldout_rows=2)
     first = vico(
-        config, **data, init=random_models[0], model=directory / "vico", context=StepContext(directory / "state-vico")
+        config,
+        **data,
+        transcriptions=digits / "corpus",
+        init=random_models[0],
+        model=directory / "vico",
+        context=StepContext(directory / "state-vico"),
     )
     config = RouteConfig(training=TRAINING, objective=OBJECTIVE, compared_rows=4, heldout_rows=2, compress_above=0.4)
     second = route(
@@ -89,9 +96,33 @@ def test_families_that_cannot_compress_are_refused_by_name(digits, context, tmp_
     from tests.tiny_qwen import save_stock
 
     save_stock("qwen2_5_vl", tmp_path / "qwen")
-    data = {"rows": digits / "corpus", "heldout": digits / "heldout", "init": tmp_path / "qwen"}
+    data = dict.fromkeys(("rows", "transcriptions"), digits / "corpus")
+    data |= {"heldout": digits / "heldout", "init": tmp_path / "qwen"}
     with pytest.raises(InputError, match="only InternVL models can compress tiles; the model given is of the family q"):
         run(VicoConfig(training=TRAINING), **data, model=tmp_path / "model", context=context)
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.floats(0, 0.95))
+def test_a_mixture_has_its_share_and_thins_only_what_there_is_too_much_of(questions, transcriptions, share):
+    from components.vico.step import mixed
+
+    made = mixed([("q", i) for i in range(questions)], [("t", i) for i in range(transcriptions)], share)
+    assert len(set(made)) == len(made)
+    dense = sum(kind == "t" for kind, _ in made)
+    if not share:
+        assert (dense, len(made)) == (0, questions)
+        return
+    others, ratio = len(made) - dense, share / (1 - share)
+    rounding = 0.5 + ratio / 2
+    assert 1 in (dense, others) or dense == pytest.approx(ratio * others, abs=rounding)
+    assert others == questions or dense == pytest.approx(transcriptions, abs=rounding)
+
+
+def test_a_mixture_of_nothing_is_refused():
+    from components.vico.step import mixed
+
+    with pytest.raises(InputError, match="there are no transcriptions to mix"):
+        mixed([{"id": "a"}], [], 0.5)
 
 
 @pytest.mark.parametrize("changes", [{"train": "projector"}, {"lora": {"rank": 2}}])

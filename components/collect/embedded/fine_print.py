@@ -1,4 +1,4 @@
-"""Handwritten digits in small print, which a compressed tile cannot resolve: alone, beside what it can, under columns."""
+"""Digits in small print, which a compressed tile cannot resolve: alone, beside what it can, under columns."""
 
 import io
 
