@@ -12,12 +12,12 @@ answers too (``before``), and every policy says what it retains of that model's 
 Flash costs, where retention is what its routing costs.
 
 ``--quick`` routes with the model that ``make demo`` left in ``out/line``; otherwise ``vico`` and ``route`` run again
-with three seeds. ``ratio`` is what the router retains.
+with three seeds, for more steps than a demo has time for. ``ratio`` is what the router retains.
 """
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,8 +48,10 @@ SLACK = 0.02
 """How far the share on the test rows may lie above it."""
 CURVE = (0.9, 0.75, 0.6, 0.5, 0.4)
 SEEDS = (0, 1, 2)
-VALIDATION, ROWS, QUICK_ROWS = 200, 1500, 40
+VALIDATION, ROWS, QUICK_ROWS = 200, 1000, 40
 """Rows of a family: for the threshold, and for the scores."""
+STEPS = {"vico": 2000, "route": 200}
+_THREADS = 1  # a second one saves a third of the time, and a core can do something else
 BLANK_RANGE = 32
 """A tile whose grey levels span no more is blank: noise spans 24, ink at least 100."""
 RESAMPLES = 2000
@@ -214,7 +216,7 @@ def measure_model(
     from model.families.opening import load_network, load_processor
     from model.flash.network import FlashModel
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(_THREADS)
     network, processor = load_network(model), load_processor(model)
     if not isinstance(network, FlashModel) or network.router is None:
         raise InputError(f"{model}: no router")
@@ -256,8 +258,8 @@ def start_of(line: Path) -> Path:
     raise InputError(f"{line / 'sft' / 'model'}: no such model; run make demo first")
 
 
-def retrain(profile: Profile, line: Path, work: Path, seed: int) -> Path:
-    """Run ``vico`` and ``route`` on the model that the line routes, with another seed."""
+def retrain(profile: Profile, line: Path, work: Path, seed: int, steps: Mapping[str, int]) -> Path:
+    """Run ``vico`` and ``route`` on the model that the line routes, with another seed and numbers of steps."""
     from components.route.step import run as route
     from components.vico.step import run as vico
 
@@ -265,14 +267,15 @@ def retrain(profile: Profile, line: Path, work: Path, seed: int) -> Path:
     data = {"rows": line / "curate" / "questions", "heldout": line / "collect" / "heldout"}
     transcriptions = line / "curate" / "transcriptions"
 
-    def again(section: Any) -> Any:
-        training = section.training.model_copy(update={"seed": seed})
+    def again(name: str) -> Any:
+        section = getattr(profile, name)
+        training = section.training.model_copy(update={"seed": seed, "steps": steps[name], "threads": _THREADS})
         return section.model_copy(update={"training": training, "heldout_rows": 1})
 
     context = StepContext(state_dir=work / "state" / "vico")
-    vico(again(profile.vico), **data, transcriptions=transcriptions, init=start, model=taught, context=context)
+    vico(again("vico"), **data, transcriptions=transcriptions, init=start, model=taught, context=context)
     context = StepContext(state_dir=work / "state" / "route")
-    section = again(profile.route).model_copy(update={"compared_rows": 0})
+    section = again("route").model_copy(update={"compared_rows": 0})
     route(section, **data, init=taught, reference=start, model=routed, context=context)
     return routed
 
@@ -336,7 +339,7 @@ def measure(quick: bool, line: Path = LINE) -> Result:
     start, tables = start_of(line), []
     for seed in (0,) if quick else SEEDS:
         with tempfile.TemporaryDirectory() as work:
-            model = needed if quick else retrain(profile, line, Path(work), seed)
+            model = needed if quick else retrain(profile, line, Path(work), seed, STEPS)
             found = measure_model(model, start, validation, test, quick=quick, seed=seed)
         tables.append(summarise(found, test))
         show(tables[-1])

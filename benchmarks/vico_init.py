@@ -1,10 +1,11 @@
-"""How the second projector should start: divergence from the full model after equally many steps of ``vico``.
+"""How ``vico`` should start, and on what: divergence from the full model after equally many steps.
 
-The paper does not say it. Ours begins as the pooled first projector (model/flash/projectors.py); the peer is torch's
-random start. Beside them stand the first projector on half the resolution, and ours after fitting the second projector
-alone to the means of the rows that it stands for (model/training/projector_warmup.py). Divergences are in nats per answer token, with every tile compressed, on rows that
-no variant trained on; ``ratio`` is random / pooled, without the fit. Reads what ``make demo`` left in ``out/line``: the
-model that vico starts from, and the rows.
+The paper does not say how the second projector starts. Ours begins as the pooled first projector
+(model/flash/projectors.py); the peer is torch's random start. Beside them stand the first projector on half the
+resolution, ours after fitting the second projector alone to the means of the rows that it stands for
+(model/training/projector_warmup.py), and ours on questions alone, without transcriptions. Divergences are in nats per
+answer token, with every tile compressed, on rows of both kinds that no variant trained on; ``ratio`` is random /
+pooled. Reads what ``make demo`` left in ``out/line``: the model that vico starts from, and the rows.
 """
 
 import json
@@ -44,7 +45,8 @@ from pipelines.profile import load_profile
 AIM = 1.0
 """Not worse than random."""
 LINE = Path("out/line")
-VARIANTS = {"pooled": False, "downsampled": False, "random": False, "pooled, fitted": True}
+FITTED, QUESTIONS = "pooled, fitted", "pooled, questions alone"
+VARIANTS = ("pooled", "downsampled", "random", FITTED, QUESTIONS)
 _STEPS, _FIT, _SEEDS = 150, 150, (1, 2, 3)
 _QUICK_STEPS, _QUICK_FIT, _QUICK_SEEDS = 24, 40, (1,)
 _HELDOUT, _BATCH, _THREADS = 192, 32, 1
@@ -78,12 +80,15 @@ def compare(line: Path, quick: bool) -> dict:
     rows = mixed(questions, transcriptions, config.transcription_share)
     taught, heldout = apart([row for row in rows if row["media"]])
     found: dict = {"steps": steps, "fit_steps": fit, "curves": {}, "final": {}, "seconds": {}}
-    for name, fitted in VARIANTS.items():
+    asked = [row for row in taught if row["task"] in {question["task"] for question in questions}]
+    for name in VARIANTS:
         for seed in seeds:
-            begun = time.perf_counter()
-            curve = one_curve(config, start, taught, heldout, name.split(",")[0], fit if fitted else 0, steps, seed)
+            begun, rows = time.perf_counter(), asked if name == QUESTIONS else taught
+            fitting = fit if name == FITTED else 0
+            curve = one_curve(config, start, rows, heldout, name.split(",")[0], fitting, steps, seed)
             found["seconds"].setdefault(name, []).append(round(time.perf_counter() - begun, 1))
             found["curves"].setdefault(name, []).append(curve)
+            print(f"{name}, seed {seed}: {curve}", file=sys.stderr)
             found["final"].setdefault(name, []).append(curve[str(steps)])
     return found
 
@@ -120,7 +125,6 @@ def one_curve(
         stage = consistency_stage(reference, processor, config.objective, training)
         train(network, processor, taught, stage, training, state / "vico", lambda *_: None)
     curve[str(steps)] = divergence(network, processor, reference, heldout, training.loss_chunk)
-    print(f"{init}, fitted for {fit} steps, seed {seed}: {curve}", file=sys.stderr)
     return curve
 
 

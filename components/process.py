@@ -11,7 +11,21 @@ from contextlib import suppress
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
-GRACE_SECONDS = float(os.environ.get("FOVEA_GRACE_SECONDS") or 30)
+
+
+def seconds_of(name: str, default: float) -> float:
+    """A number of seconds from the environment; what is none ends the program in one line."""
+    given = os.environ.get(name) or str(default)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise SystemExit(f"{name}: not a number of seconds: {given}")
+    return seconds
+
+
+GRACE_SECONDS = seconds_of("FOVEA_GRACE_SECONDS", 30.0)
 """What a training process has to write its checkpoint when it is asked to stop (by default Kubernetes' 30 seconds).
 
 Whoever passes the request on waits ``MARGIN_SECONDS`` longer than the one that it is passed to.

@@ -23,6 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from benchmarks.peers.trainer_settings import trainer_settings
 from model.data.schema import IMAGE_PLACEHOLDER, Row
 from model.training.config import TrainingConfig
 
@@ -110,26 +111,7 @@ def train(directory: Path, rows: Sequence[Row], config: TrainingConfig) -> list[
     with tempfile.TemporaryDirectory() as output:
         arguments = TrainingArguments(
             output_dir=output,
-            per_device_train_batch_size=config.batch_size,
-            max_steps=config.steps,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            adam_beta1=config.betas[0],
-            adam_beta2=config.betas[1],
-            adam_epsilon=config.eps,
-            max_grad_norm=config.grad_clip,
-            lr_scheduler_type="cosine",
-            warmup_steps=round(config.warmup_ratio * config.steps),
-            optim="adamw_torch_fused",
-            bf16=config.precision == "bfloat16",
-            use_cpu=not torch.cuda.is_available(),
-            gradient_checkpointing=False,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            seed=config.seed,
+            **trainer_settings(config),
         )
         Trainer(network, arguments, data_collator=collator, train_dataset=rows, callbacks=[clock]).train()
     names = ("tokens", "targets", "seconds", "loss")

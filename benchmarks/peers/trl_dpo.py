@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DPOConfig, DPOTrainer
 
 from benchmarks.peers.hf_trainer import Clock, conversation
+from benchmarks.peers.trainer_settings import trainer_settings
 from model.data.schema import TURN_END, Row
 from model.objectives.config import MpoObjective
 from model.training.config import TrainingConfig
@@ -93,24 +94,5 @@ def _arguments(config: TrainingConfig, objective: MpoObjective, output: str) -> 
         loss_weights=[objective.preference_weight, objective.quality_weight, objective.generation_weight],
         beta=objective.beta,
         max_length=None,
-        per_device_train_batch_size=config.batch_size,
-        max_steps=config.steps,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        adam_beta1=config.betas[0],
-        adam_beta2=config.betas[1],
-        adam_epsilon=config.eps,
-        max_grad_norm=config.grad_clip,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(config.warmup_ratio * config.steps),
-        optim="adamw_torch_fused",
-        bf16=config.precision == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        seed=config.seed,
+        **trainer_settings(config),
     )

@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.peers.hf_trainer import Clock
+from benchmarks.peers.trainer_settings import trainer_settings
 from model.data.schema import IMAGE_PLACEHOLDER, Row
 from model.objectives.config import GspoObjective
 from model.training.config import TrainingConfig
@@ -117,24 +118,6 @@ def _arguments(
         temperature=rollout.temperature,
         generation_kwargs={"suppress_tokens": list(forbidden)},
         shuffle_dataset=False,
-        per_device_train_batch_size=config.batch_size,
         steps_per_generation=1,
-        max_steps=config.steps,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        adam_beta1=config.betas[0],
-        adam_beta2=config.betas[1],
-        adam_epsilon=config.eps,
-        max_grad_norm=config.grad_clip,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(config.warmup_ratio * config.steps),
-        optim="adamw_torch_fused",
-        bf16=config.precision == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        seed=config.seed,
+        **trainer_settings(config),
     )

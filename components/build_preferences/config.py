@@ -5,17 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from model.config import Section
-
-
-class ServerConfig(Section):
-    """A vLLM server that serves the step's model. Prompts are compared with ours; its weights cannot be."""
-
-    url: str = Field(pattern=r"^https?://[^/\s]+$")
-    """Where it listens, without a path."""
-    model: str = Field(min_length=1)
-    """The name that it serves the model under."""
-    concurrency: int = Field(64, gt=0)
-    """Queries that are asked at the same time."""
+from model.training.policy_config import SamplingServer
 
 
 class BuildPreferencesConfig(Section):
@@ -52,8 +42,9 @@ class BuildPreferencesConfig(Section):
     """CPU threads; part of the identity of a result."""
     decode_tokens: int = Field(65536, gt=0)
     """Positions of the key-value cache that are decoded together: bounds memory, changes no answer."""
-    server: ServerConfig | None = None
-    """Samples instead of this process, which then loads no weights. A server rounds by what it does besides: after a
+    server: SamplingServer | None = None
+    """Serves the step's model and samples instead of this process, which then loads no weights. Prompts are compared
+    with ours; its weights cannot be. A server rounds by what it does besides: after a
     kill the rest of the answers may differ from those of a run that nobody killed."""
     shards: int = Field(1, ge=1)
     """Parquet files of the pairs."""

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from components.build_preferences.config import BuildPreferencesConfig, ServerConfig
+from components.build_preferences.config import BuildPreferencesConfig
 from model.data.errors import InputError
 from model.families.interface import Network, Processor
 from model.families.opening import family_of, load_network, load_processor
 from model.flash.processor import read_json
 from model.training.loop import make_deterministic
+from model.training.policy_config import SamplingServer
 from model.training.rollout import NetworkSampler, RolloutEngine
 from model.training.vllm_rollout import VllmSampler, VllmServer
 
@@ -52,7 +53,7 @@ def open_engine(config: BuildPreferencesConfig, model: Path) -> Opened:
     return Opened(engine, processor, network.config.text_config.max_position_embeddings)
 
 
-def _served(server: ServerConfig, model: Path, processor: Processor) -> Opened:
+def _served(server: SamplingServer, model: Path, processor: Processor) -> Opened:
     text = text_settings(model)
     engine = VllmSampler(
         VllmServer(server.url),

@@ -7,17 +7,22 @@ from pydantic import Field, model_validator
 from model.config import Section
 
 
-class RolloutServer(Section):
-    """A vLLM server in its development mode that samples instead of the trainer, and is sent the trainer's weights."""
+class SamplingServer(Section):
+    """A vLLM server that samples answers."""
 
     url: str = Field(pattern=r"^https?://[^/\s]+$")
     """Where it listens, without a path."""
     model: str = Field(min_length=1)
     """The name that it serves the model under."""
-    transfer: Literal["directory", "nccl"] = "directory"
-    """How weights reach it: through a directory that it sees under the same path, or from GPU to GPU."""
     concurrency: int = Field(64, gt=0)
     """Queries that a process asks at the same time."""
+
+
+class RolloutServer(SamplingServer):
+    """One in its development mode, which is sent the trainer's weights."""
+
+    transfer: Literal["directory", "nccl"] = "directory"
+    """How weights reach it: through a directory that it sees under the same path, or from GPU to GPU."""
 
 
 class RolloutConfig(Section):

@@ -49,7 +49,8 @@ def measured(line, asked, tmp_path_factory):
     objective = RouterObjective(window=16, floor=1e-4, measure="tile")
     sections = {"vico": VicoConfig(training=training), "route": RouteConfig(training=training, objective=objective)}
     profile = load_profile("tiny").model_copy(update=sections)
-    model = flash_retention.retrain(profile, line, tmp_path_factory.mktemp("work"), seed=3)
+    work = tmp_path_factory.mktemp("work")
+    model = flash_retention.retrain(profile, line, work, seed=3, steps={"vico": 2, "route": 2})
     start = flash_retention.start_of(line)
     return flash_retention.measure_model(model, start, asked[:6], asked[6:], quick=True, seed=0)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from components.build_preferences import engines, step
-from components.build_preferences.config import ServerConfig
 from components.build_preferences.judging import keeps_format
 from components.build_preferences.pairing import answer_pairs, dropout_pair, entailed
 from components.build_preferences.queries import beginning, without_media
@@ -21,6 +20,7 @@ from model.data.artifact import payload_sha256
 from model.data.errors import InputError
 from model.data.schema import check_row, scorer
 from model.data.shards import open_dataset
+from model.training.policy_config import SamplingServer
 from model.training.rollout import NetworkSampler
 from scoring.score import score_answer
 from tests.tiny import question_row
@@ -197,14 +197,14 @@ def test_a_server_samples_in_place_of_the_model_whose_weights_stay_unread(built,
 
     monkeypatch.setattr(engines.VllmSampler, "sample", sample)
     monkeypatch.setattr(engines, "load_network", None)
-    server = ServerConfig(url="http://127.0.0.1:8000", model="guesser")
+    server = SamplingServer(url="http://127.0.0.1:8000", model="guesser")
     pairs, rollouts, _ = build(world, tmp_path, SMALL.model_copy(update={"server": server}))
     assert set(asked) == {("http://127.0.0.1:8000", "guesser")}
     assert identities(pairs, rollouts) == identities(*built[:2])
 
 
 def test_a_server_that_does_not_answer_is_one_line(world, tmp_path):
-    server = ServerConfig(url="http://127.0.0.1:9", model="guesser")
+    server = SamplingServer(url="http://127.0.0.1:9", model="guesser")
     with pytest.raises(InputError, match=r"row read-0: vLLM at http://127\.0\.0\.1:9: .*ConnectError"):
         build(world, tmp_path, SMALL.model_copy(update={"server": server, "open_tasks": ()}))
 
