@@ -38,7 +38,8 @@ BUDGET, QUICK_BUDGET = 600.0, 40.0
 """Processor seconds of an arm."""
 ROWS, QUICK_ROWS = 250, 40
 """Held-out rows of a family."""
-_PILOT_STEPS = 4
+_PILOTS = (4, 20)
+"""Steps of the two short runs that tell what a stage costs."""
 _THREADS = 1  # threads that wait for each other would spend processor seconds too
 _CONTROL_RATE = 1e-4  # of the stages it stands beside: a rate of fine-tuning would undo its own annealing
 _S = TypeVar("_S", bound=Section)
@@ -56,11 +57,6 @@ class Meter:
         """As ``StepContext.progress``."""
         if label == self.name:
             self.steps.append((done, processor_seconds()))
-
-    def a_step(self) -> float:
-        """Seconds of a step, the first one left out: it warms up."""
-        (first, begin), (last, end) = self.steps[1], self.steps[-1]
-        return (end - begin) / (last - first)
 
     def spent(self) -> float:
         """Seconds until the last step was done; what follows is held-out scoring."""
@@ -166,6 +162,25 @@ def stages(start: Start, made: Rollouts) -> dict[str, Stage]:
     }
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a stage: before its first step (a reference pass, say), and of every step."""
+
+    fixed: float
+    step: float
+
+    def steps(self, seconds: float) -> int:
+        """How many steps fit; more than the shortest pilot has."""
+        return max(_PILOTS[0] + 1, round((seconds - self.fixed) / self.step))
+
+
+def cost_of(train: Stage, seed: int, init: Path) -> Cost:
+    """The line through two short runs."""
+    first, second = (train(steps, seed, init).meter.spent() for steps in _PILOTS)
+    step = (second - first) / (_PILOTS[1] - _PILOTS[0])
+    return Cost(max(0.0, first - _PILOTS[0] * step), step)
+
+
 def ends(history: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     """Of every number that the records of a run have: its means over the first and over the last fifth of them."""
     fifth = max(1, len(history) // 5)
@@ -183,9 +198,9 @@ def train_arms(start: Start, seed: int) -> dict[str, tuple[Path, dict[str, Any]]
     init = start.line / "sft" / "model"
     made = make_rollouts(start, seed)
     kinds = stages(start, made)
-    costs = {name: train(_PILOT_STEPS, seed, init).meter.a_step() for name, train in kinds.items()}
+    costs = {name: cost_of(train, seed, init) for name, train in kinds.items()}
     left = start.budget - made.seconds
-    if left < 2 * _PILOT_STEPS * max(costs.values()):
+    if left < 2 * max(cost.fixed + _PILOTS[0] * cost.step for cost in costs.values()):
         raise InputError(f"the preferences alone took {made.seconds:.0f} of {start.budget:.0f} processor seconds")
     plans = {
         CONTROL: {"sft": start.budget},
@@ -198,7 +213,7 @@ def train_arms(start: Start, seed: int) -> dict[str, tuple[Path, dict[str, Any]]
         model, facts = init, {"seconds": 0.0 if arm == CONTROL else made.seconds}
         curves = {}
         for name, seconds in plan.items():
-            steps = max(_PILOT_STEPS + 1, round(seconds / costs[name]))
+            steps = costs[name].steps(seconds)
             trained = kinds[name](steps, seed, model)
             model, curves[name] = trained.model, ends(trained.history)
             facts |= {"seconds": round(facts["seconds"] + trained.meter.spent(), 1), f"{name}_steps": float(steps)}

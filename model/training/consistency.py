@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from model.training.batches import Batch
 from model.training.config import TrainingConfig
 from model.training.reader import BatchReader, Collate, Drawn, Lay
 from model.training.stage import MakeSource, Stage, SumFunction
+
+Draw = Literal["image", "mixed"]
 
 
 class FrozenReference:
@@ -91,25 +93,33 @@ def tiles_of(processor: FlashProcessor, sample: Sample) -> list[int]:
     )
 
 
-def draw_compressed(tiles: Sequence[int], xi: Sequence[float], key: str) -> np.ndarray:
+def draw_compressed(tiles: Sequence[int], xi: Sequence[float], key: str, draw: Draw = "image") -> np.ndarray:
     """Which tiles are compressed [N]: one xi of ``xi`` is drawn for each image, and holds for all of its tiles.
 
     Args:
         tiles: of each image.
         xi: tokens per patch to draw from, uniformly.
         key: what the draw is a function of.
+        draw: ``mixed`` draws one for each tile of half of the images.
     """
     generator = random.Random(key)
-    drawn = [generator.choice(xi) == COMPRESSED_XI for _ in tiles]
-    return np.repeat(np.asarray(drawn, bool), tiles)
+    drawn: list[bool] = []
+    for count in tiles:
+        apart = draw == "mixed" and generator.random() < 0.5
+        drawn += [_compressed(generator, xi) for _ in range(count)] if apart else [_compressed(generator, xi)] * count
+    return np.asarray(drawn, bool)
 
 
-def consistency_batches(processor: FlashProcessor, xi: Sequence[float], seed: int) -> Collate:
+def _compressed(generator: random.Random, xi: Sequence[float]) -> bool:
+    return generator.choice(xi) == COMPRESSED_XI
+
+
+def consistency_batches(processor: FlashProcessor, xi: Sequence[float], seed: int, draw: Draw = "image") -> Collate:
     """What makes a ``ConsistencyBatch`` of samples."""
 
     def collate(samples: Sequence[Sample], drawn: Sequence[Drawn], lay: Lay) -> ConsistencyBatch:
         chosen = [
-            draw_compressed(tiles_of(processor, sample), xi, f"{seed}/xi/{row.step}/{row.index}/{row.place}")
+            draw_compressed(tiles_of(processor, sample), xi, f"{seed}/xi/{row.step}/{row.index}/{row.place}", draw)
             for sample, row in zip(samples, drawn, strict=True)
         ]
         full = lay(samples)
@@ -206,5 +216,5 @@ def consistency_stage(
         next_token_weight=objective.next_token_weight,
         chunk=config.loss_chunk,
     )
-    source = paired_source(consistency_batches(processor, objective.xi, config.seed), config)
+    source = paired_source(consistency_batches(processor, objective.xi, config.seed, objective.draw), config)
     return Stage("vico", loss, all_but_router, source, record)

@@ -122,6 +122,15 @@ def test_tiles_of_an_image_share_a_draw_and_images_do_not():
     assert draw_compressed(tiles, SMALL, "").all() and not draw_compressed(tiles, (0.25,), "").any()
 
 
+def test_half_of_the_images_may_be_drawn_by_tile():
+    drawn = np.array([draw_compressed([3, 1], (0.25, 0.0625), f"{i}", "mixed") for i in range(400)])
+    assert drawn.shape == (400, 4)
+    assert np.all((drawn.mean(0) > 0.4) & (drawn.mean(0) < 0.6))
+    whole = (drawn[:, :3] == drawn[:, :1]).all(1)
+    assert whole.mean() == pytest.approx(0.5 + 0.5 / 4, abs=0.07), "by tile, one image in four is of one kind"
+    assert draw_compressed([3, 1], SMALL, "", "mixed").all()
+
+
 def test_draws_depend_on_the_place_in_the_step_alone():
     """Neither the micro-batch nor the rank that a row is in changes its compressions."""
     _, processor = start()
