@@ -50,7 +50,7 @@ CURVE = (0.9, 0.75, 0.6, 0.5, 0.4)
 SEEDS = (0, 1, 2)
 VALIDATION, ROWS, QUICK_ROWS = 200, 1000, 40
 """Rows of a family: for the threshold, and for the scores."""
-STEPS = {"vico": 2000, "route": 200}
+STEPS = {"vico": 1200, "route": 200}
 _THREADS = 1  # a second one saves a third of the time, and a core can do something else
 BLANK_RANGE = 32
 """A tile whose grey levels span no more is blank: noise spans 24, ink at least 100."""
