@@ -15,6 +15,7 @@ Flash costs, where retention is what its routing costs.
 with three seeds, for more steps than a demo has time for. ``ratio`` is what the router retains.
 """
 
+import math
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,8 @@ from PIL import Image
 
 from benchmarks.harness import Result, arguments, report, result
 from components.collect.config import CollectConfig
-from components.collect.digits import digit_rows
-from components.collect.embedded.rows import embedded_rows
+from components.collect.digits import digit_rows, train_counts
+from components.collect.embedded.rows import embedded_counts, embedded_rows
 from components.context import StepContext
 from components.scoring_table import by_family, score_row
 from model.data.errors import InputError
@@ -48,8 +49,8 @@ SLACK = 0.02
 """How far the share on the test rows may lie above it."""
 CURVE = (0.9, 0.75, 0.6, 0.5, 0.4)
 SEEDS = (0, 1, 2)
-VALIDATION, ROWS, QUICK_ROWS = 200, 1000, 40
-"""Rows of a family: for the threshold, and for the scores."""
+VALIDATION, ROWS, QUICK_ROWS = 2000, 10_000, 400
+"""Rows for the threshold and for the scores, in the proportions of the questions that the profile draws."""
 STEPS = {"vico": 1200, "route": 200}
 _THREADS = 1  # a second one saves a third of the time, and a core can do something else
 BLANK_RANGE = 32
@@ -182,18 +183,31 @@ def retention(ours: np.ndarray, full: np.ndarray, seed: int = 0) -> dict[str, fl
     return {"retained": round(float(mean), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
 
 
-def heldout_rows(collect: CollectConfig, without: Sequence[str], most: int) -> tuple[list[Row], list[Row]]:
-    """Validation rows and test rows: held-out glyphs, of the corpus that the profile draws, continued."""
-    rows: list[Row] = []
-    count = {"heldout": VALIDATION + most}
+def heldout_rows(
+    collect: CollectConfig, without: Sequence[str], validation: int, test: int
+) -> tuple[list[Row], list[Row]]:
+    """Validation rows and test rows, at least so many: held-out glyphs, of the corpus that the profile draws, continued,
+    its families in proportion."""
+    drawn: dict[str, int] = {}
     if collect.digits is not None:
-        rows += digit_rows(collect.digits.model_copy(update=count))[1]
+        drawn |= train_counts(collect.digits)
     if collect.embedded is not None:
-        rows += embedded_rows(collect.embedded.model_copy(update=count))[1]
-    kept = [row for row in rows if row["task"] not in without]
-    families = by_family(kept).values()
-    validation = [kept[index] for indices in families for index in indices[:VALIDATION]]
-    return validation, [kept[index] for indices in families for index in indices[VALIDATION:]]
+        drawn |= embedded_counts(collect.embedded)[0]
+    counts = {task: rows for task, rows in drawn.items() if task not in without}
+    total = sum(counts.values())
+    first = {task: math.ceil(validation * rows / total) for task, rows in counts.items()}
+    last = {task: first[task] + math.ceil(test * rows / total) for task, rows in counts.items()}
+    rows: list[Row] = []
+    update = {"heldout": max(last.values())}
+    if collect.digits is not None:
+        rows += digit_rows(collect.digits.model_copy(update=update))[1]
+    if collect.embedded is not None:
+        rows += embedded_rows(collect.embedded.model_copy(update=update))[1]
+    families = {task: indices for task, indices in by_family(rows).items() if task in counts}
+    return (
+        [rows[index] for task, indices in families.items() for index in indices[: first[task]]],
+        [rows[index] for task, indices in families.items() for index in indices[first[task] : last[task]]],
+    )
 
 
 def lead(ours: np.ndarray, other: np.ndarray, seed: int = 0) -> dict[str, float]:
@@ -330,9 +344,8 @@ def aims(tables: Sequence[dict[str, Any]]) -> dict[str, bool]:
 def measure(quick: bool, line: Path = LINE) -> Result:
     """Measure the line's model, or with three seeds a model each (``quick`` is one)."""
     profile = load_profile("tiny")
-    validation, test = heldout_rows(profile.collect, profile.curate.pretrain_tasks, QUICK_ROWS if quick else ROWS)
-    if quick:
-        validation = validation[::4]
+    sizes = (QUICK_ROWS, QUICK_ROWS) if quick else (VALIDATION, ROWS)
+    validation, test = heldout_rows(profile.collect, profile.curate.pretrain_tasks, *sizes)
     needed = line / ("route" if quick else "sft") / "model"
     if not needed.is_dir():
         raise InputError(f"{needed}: no such model; run make demo first")

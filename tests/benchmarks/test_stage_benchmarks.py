@@ -124,14 +124,13 @@ def test_retention_of_paired_rows_is_narrower_than_of_shuffled_ones():
     assert paired["high"] - paired["low"] < (shuffled["high"] - shuffled["low"]) / 2
 
 
-def test_validation_rows_and_test_rows_are_apart_and_of_every_family(monkeypatch):
-    monkeypatch.setattr(flash_retention, "VALIDATION", 2)
-    collect = CollectConfig.model_validate(
-        {"digits": {"transcriptions": 1, "questions": 1}, "embedded": {"fine_print": {"rows": 1}}}
-    )
-    validation, test = flash_retention.heldout_rows(collect, ["transcribe", "transcribe_fine"], 3)
+def test_validation_rows_and_test_rows_are_apart_and_of_every_family_in_proportion():
+    digits = {"transcriptions": 1, "questions": 10, "mix": {"locate": 2.0}}
+    collect = CollectConfig.model_validate({"digits": digits, "embedded": {"fine_print": {"rows": 10}}})
+    validation, test = flash_retention.heldout_rows(collect, ["transcribe", "transcribe_fine"], 18, 27)
+    shares = {"locate": 2}
     tasks = ["count", "locate", "maximum", "read", "read_beside", "read_fine", "read_sparse", "tallest_label"]
-    assert [row["task"] for row in validation] == [task for task in tasks for _ in range(2)]
-    assert [row["task"] for row in test] == [task for task in tasks for _ in range(3)]
+    assert [row["task"] for row in validation] == [task for task in tasks for _ in range(2 * shares.get(task, 1))]
+    assert [row["task"] for row in test] == [task for task in tasks for _ in range(3 * shares.get(task, 1))]
     assert not {row["id"] for row in validation} & {row["id"] for row in test}
     assert all("heldout" in row["id"] for row in validation + test)
