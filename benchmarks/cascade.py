@@ -38,7 +38,7 @@ BUDGET, QUICK_BUDGET = 600.0, 40.0
 """Processor seconds of an arm."""
 ROWS, QUICK_ROWS = 250, 40
 """Held-out rows of a family."""
-_PILOTS = (4, 20)
+_PILOTS = (20, 4)
 """Steps of the two short runs that tell what a stage costs."""
 _THREADS = 1  # threads that wait for each other would spend processor seconds too
 _CONTROL_RATE = 1e-4  # of the stages it stands beside: a rate of fine-tuning would undo its own annealing
@@ -170,15 +170,22 @@ class Cost:
     step: float
 
     def steps(self, seconds: float) -> int:
-        """How many steps fit; more than the shortest pilot has."""
-        return max(_PILOTS[0] + 1, round((seconds - self.fixed) / self.step))
+        """How many steps fit; as many as no pilot has, whose state is there already."""
+        steps = max(1, round((seconds - self.fixed) / self.step))
+        return steps + 1 if steps in _PILOTS else steps
 
 
 def cost_of(train: Stage, seed: int, init: Path) -> Cost:
-    """The line through two short runs."""
-    first, second = (train(steps, seed, init).meter.spent() for steps in _PILOTS)
-    step = (second - first) / (_PILOTS[1] - _PILOTS[0])
-    return Cost(max(0.0, first - _PILOTS[0] * step), step)
+    """The line through two short runs; what a process does once falls into the first of them, which is the longer one.
+
+    Raises:
+        InputError: the longer one took no longer.
+    """
+    long, short = (train(steps, seed, init).meter.spent() for steps in _PILOTS)
+    step = (long - short) / (_PILOTS[0] - _PILOTS[1])
+    if step <= 0:
+        raise InputError(f"{_PILOTS[0]} steps took {long:.1f} processor seconds, {_PILOTS[1]} steps {short:.1f}")
+    return Cost(max(0.0, short - _PILOTS[1] * step), step)
 
 
 def ends(history: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
@@ -200,7 +207,7 @@ def train_arms(start: Start, seed: int) -> dict[str, tuple[Path, dict[str, Any]]
     kinds = stages(start, made)
     costs = {name: cost_of(train, seed, init) for name, train in kinds.items()}
     left = start.budget - made.seconds
-    if left < 2 * max(cost.fixed + _PILOTS[0] * cost.step for cost in costs.values()):
+    if left < 2 * max(cost.fixed + _PILOTS[1] * cost.step for cost in costs.values()):
         raise InputError(f"the preferences alone took {made.seconds:.0f} of {start.budget:.0f} processor seconds")
     plans = {
         CONTROL: {"sft": start.budget},

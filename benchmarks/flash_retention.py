@@ -186,7 +186,7 @@ def retention(ours: np.ndarray, full: np.ndarray, seed: int = 0) -> dict[str, fl
 def heldout_rows(
     collect: CollectConfig, without: Sequence[str], validation: int, test: int
 ) -> tuple[list[Row], list[Row]]:
-    """Validation rows and test rows, at least so many: held-out glyphs, of the corpus that the profile draws, continued,
+    """Validation rows and test rows, at least so many: the corpus that the profile draws continued, in held-out glyphs,
     its families in proportion."""
     drawn: dict[str, int] = {}
     if collect.digits is not None:

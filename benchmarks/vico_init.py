@@ -47,9 +47,10 @@ AIM = 1.0
 LINE = Path("out/line")
 FITTED, QUESTIONS = "pooled, fitted", "pooled, questions alone"
 VARIANTS = ("pooled", "downsampled", "random", FITTED, QUESTIONS)
-_STEPS, _FIT, _SEEDS = 150, 150, (1, 2, 3)
+_STEPS, _FIT, _SEEDS = 100, 100, (1, 2, 3)
 _QUICK_STEPS, _QUICK_FIT, _QUICK_SEEDS = 24, 40, (1,)
 _HELDOUT, _BATCH, _THREADS = 192, 32, 1
+"""Rows that are scored, and scored together."""
 
 
 def main() -> int:
@@ -111,7 +112,7 @@ def one_curve(
 ) -> dict[str, float]:
     """Held-out divergence by step: 0 is before the first step of ``vico`` and after the fit."""
     training = config.training.model_copy(
-        update={"steps": steps, "seed": seed, "checkpoint_every": steps, "batch_size": _BATCH, "threads": _THREADS}
+        update={"steps": steps, "seed": seed, "checkpoint_every": steps, "threads": _THREADS}
     )
     network, processor = require_flash(load_network(start), load_processor(start), "vico_init")
     reference = FrozenReference(load_network(start), training)

@@ -21,7 +21,7 @@ class VicoConfig(Section):
     """The second projector's first weights, for a model that has none. ``pooled``: a compressed row starts as about the
     mean of the four rows that it stands for. ``downsampled``: as about the first projector's row for the picture half
     as large. ``random``: as torch draws them. Not published; docs/flash.md compares them."""
-    transcription_share: float = Field(0.0, ge=0, lt=1)
+    transcription_share: float = Field(0.0, ge=0, le=0.99)
     """Share of the rows that are those of pre-training, whose long answers say much about what a tile shows. 0 as
     published."""
     warmup: TrainingConfig | None = None

@@ -81,7 +81,7 @@ def mixed(questions: Sequence[Row], transcriptions: Sequence[Row], share: float)
         if not given:
             raise InputError(f"vico.transcription_share: there are no {name} to mix")
     ratio = share / (1 - share)
-    fewer = min(len(questions), max(1, round(len(transcriptions) / ratio)))
+    fewer = max(1, round(min(len(questions), len(transcriptions) / ratio)))
     return evenly(transcriptions, min(len(transcriptions), max(1, round(fewer * ratio)))) + evenly(questions, fewer)
 
 

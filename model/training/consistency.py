@@ -94,13 +94,13 @@ def tiles_of(processor: FlashProcessor, sample: Sample) -> list[int]:
 
 
 def draw_compressed(tiles: Sequence[int], xi: Sequence[float], key: str, draw: Draw = "image") -> np.ndarray:
-    """Which tiles are compressed [N]: one xi of ``xi`` is drawn for each image, and holds for all of its tiles.
+    """Which tiles are compressed [N].
 
     Args:
         tiles: of each image.
         xi: tokens per patch to draw from, uniformly.
         key: what the draw is a function of.
-        draw: ``mixed`` draws one for each tile of half of the images.
+        draw: ``image`` draws one xi for all tiles of an image, ``mixed`` one for each tile in half of the images.
     """
     generator = random.Random(key)
     drawn: list[bool] = []

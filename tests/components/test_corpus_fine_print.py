@@ -88,6 +88,7 @@ def test_the_label_asked_for_stands_under_the_tallest_column(printed):
         {"canvas": {"cells": 4, "digits": (3, 9), "scale": (1.25, 1.7)}},
         {"canvas": {"cells": 4, "digits": (3, 6), "scale": (1.25, 1.7), "wide_share": 0.5}},
         {"large": {"cells": 2, "digits": (1, 2), "scale": (2.5, 3.4), "canvas": 112}},
+        {"canvas": {"cells": 2, "digits": (1, 2), "scale": (1.25, 1.7)}},
     ],
 )
 def test_small_print_that_cannot_be_laid_out_is_refused(wrong):

@@ -28,7 +28,7 @@ def trained(digits, random_models, tmp_path_factory):
 
     directory = tmp_path_factory.mktemp("flash")
     data = {"rows": digits / "corpus", "heldout": digits / "heldout"}
-    config = VicoConfig(training=TRAINING, warmup=TRAINING, heldout_rows=2)
+    config = VicoConfig(training=TRAINING, warmup=TRAINING, heldout_rows=2, transcription_share=0.25)
     first = vico(
         config,
         **data,

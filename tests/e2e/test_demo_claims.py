@@ -11,6 +11,8 @@ from cli.summary import Summary
 
 pytestmark = pytest.mark.demo
 FAMILIES = ["count", "locate", "maximum", "read"]
+SMALL_PRINT = ["read_fine", "read_sparse", "read_beside", "tallest_label"]
+CALCULATIONS = ["sum", "difference"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def heldout(summary):
     return next(stage for stage in summary.stages if stage.name == "evaluate").heldout
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *SMALL_PRINT, *CALCULATIONS])
 def test_every_family_is_learned(heldout, family):
     assert heldout[family].n == 250
     assert heldout[family].low > heldout[family].constant
@@ -54,14 +56,34 @@ def test_the_cascade_is_stable(summary, stage):
 
 
 def test_routing_keeps_the_score(summary):
-    """Flash costs at most 7 % of the score. How many tokens it saves is reported and not claimed: minutes of training
-    teach little of compressed digits."""
+    """Flash costs at most 7 % of the score. How many tokens it saves is reported and not claimed: a minute of training
+    does not teach all of what compressed digits say."""
     out = Path(os.environ.get("FOVEA_OUT", "out"))
     routed = json.loads((out / "line" / "route" / "model" / "lineage.json").read_text())["numbers"]
     mean = {score.stage: score for score in trends(summary)[0].scores}
     assert 0.25 <= routed["visual_tokens_kept"] <= 1
     assert routed["heldout_mean"] >= routed["heldout_mean_full"] - (mean["vico"].score - mean["vico"].low)
     assert mean["route"].score >= 0.93 * mean["gspo"].score
+
+
+def test_the_router_tells_blank_paper_from_small_print(summary):
+    """Over 95 % are routed right at the share of blank halves: learned from answers, without a label of a tile."""
+    import numpy as np
+    import torch
+
+    from components.flash_scores import blank_tiles
+    from model.data.shards import open_dataset
+    from model.families.opening import load_network, load_processor
+
+    line = Path(os.environ.get("FOVEA_OUT", "out")) / "line"
+    network, processor = load_network(line / "route" / "model").eval(), load_processor(line / "route" / "model")
+    rows = [row for row in open_dataset(line / "collect" / "heldout").rows() if row["task"] == "read_sparse"]
+    halves = np.concatenate([processor.question(row).media["tiles"][:2] for row in rows])
+    blank = blank_tiles(halves)
+    with torch.inference_mode():
+        compress = network.compress_probabilities(network.patches(torch.from_numpy(halves))).numpy()
+    assert blank.mean() == 0.5
+    assert ((compress > np.median(compress)) == blank).mean() > 0.95
 
 
 def test_the_answer_came_through_the_gateway(summary):

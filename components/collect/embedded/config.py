@@ -277,6 +277,10 @@ class ClipsConfig(FamilyConfig):
         return self
 
 
+MOST_COLUMNS = 3
+"""Of a chart of ``tallest_label``."""
+
+
 class FinePrintConfig(FamilyConfig):
     """Handwritten digits so small that a compressed tile cannot tell them apart, alone, beside large ones or blank
     paper, and as the labels of columns. Held out: glyphs.
@@ -287,7 +291,7 @@ class FinePrintConfig(FamilyConfig):
 
     tasks: tuple[FinePrintTask, ...] = get_args(FinePrintTask)
     """Tasks to draw: in the words of pre-training; as a question; as a question beside a blank half, or beside a half
-    with large digits; which digit labels the tallest column of a chart."""
+    with large digits, to be read half by half; which digit labels the tallest column of a chart."""
     canvas: CanvasConfig = CanvasConfig(digits=(3, 6), cells=4, scale=(1.25, 1.7))
     """Of the half with small print."""
     large: CanvasConfig = CanvasConfig(digits=(1, 2), cells=2, scale=(2.5, 3.4))
@@ -303,8 +307,10 @@ class FinePrintConfig(FamilyConfig):
             raise ValueError(f"{self.canvas.digits[1]} digits do not fit on {self.lines} x {self.canvas.cells} cells")
         if self.canvas.wide_share or self.large.wide_share:
             raise ValueError("wide_share: the task says which canvases are wide; leave it out")
-        if self.large.canvas != self.canvas.canvas:
+        if "read_beside" in self.tasks and self.large.canvas != self.canvas.canvas:
             raise ValueError(f"large.canvas: the halves of an image are equal; {self.canvas.canvas} pixels here too")
+        if "tallest_label" in self.tasks and self.canvas.cells < MOST_COLUMNS:
+            raise ValueError(f"canvas.cells: {MOST_COLUMNS} columns of tallest_label need as many cells")
         return self
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from components.collect.canvas import Canvas, Painter
 from components.collect.embedded.arithmetic import canvas_media
-from components.collect.embedded.config import EmbeddedConfig, FinePrintConfig
+from components.collect.embedded.config import MOST_COLUMNS, EmbeddedConfig, FinePrintConfig
 from components.collect.embedded.sample import Maker, Sample, png_media
 from components.collect.glyphs import LICENSE, SOURCE, load_glyphs, split_glyphs
 from model.data.schema import Media, scorer
@@ -20,15 +20,15 @@ _QUESTIONS = {
     "read_beside": "Which digits?",
     "tallest_label": "Tallest column?",
 }
-_COLUMNS = (2, 3)
-_STEPS = 4  # heights a column can have: so far apart that a compressed tile can still tell them apart
+_FEWEST_COLUMNS = 2
+_STEPS = 4  # heights a column can have
 _COLUMN_INK = (100, 170)  # grey levels, under those of digits
 
 
 def make_fine_print(config: FinePrintConfig, corpus: EmbeddedConfig, *, heldout: bool) -> Maker:
     """Tasks ``transcribe_fine``, ``read_fine``, ``read_sparse`` (a wide canvas of which one half is blank),
-    ``read_beside`` (a half with large digits and one with small print) and ``tallest_label`` (a chart of columns, whose
-    labels are small print)."""
+    ``read_beside`` (a half with large digits and one with small print, read one after the other) and ``tallest_label``
+    (a chart of columns, whose labels are small print)."""
     glyphs = split_glyphs(load_glyphs(), corpus.heldout_share, corpus.seed)[heldout]
     square = Painter(config.canvas, glyphs)
     wide = Painter(config.canvas.model_copy(update={"wide_share": 1.0}), glyphs)
@@ -42,7 +42,7 @@ def make_fine_print(config: FinePrintConfig, corpus: EmbeddedConfig, *, heldout:
         return png_media(image), _read(*halves)
 
     def columns(rng: np.random.Generator) -> tuple[Media, str]:
-        cells, count = config.canvas.cells, int(rng.integers(_COLUMNS[0], _COLUMNS[1] + 1))
+        cells, count = config.canvas.cells, int(rng.integers(_FEWEST_COLUMNS, MOST_COLUMNS + 1))
         labels = rng.choice(10, size=count, replace=False)
         # The last line of the grid holds the labels; the columns stand on it.
         canvas = square.draw(rng, digits=labels.tolist(), within=range(cells * (cells - 1), cells * cells))

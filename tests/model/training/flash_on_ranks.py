@@ -38,6 +38,7 @@ PACKS = {"packing": {"max_tokens": 500, "max_units": 9, "lookahead": 6}, "micro_
 CASES = {
     "vico": {},
     "vico packs": PACKS,
+    "vico mixed": {},
     "vico zero2": {"zero": {"stage": 2}},
     "vico zero3": {"zero": {"stage": 3}, "activation_checkpointing": "all"},
     "route tile": {},
@@ -81,7 +82,8 @@ def stage_of(name: str, processor, network, config: TrainingConfig):
     """The stage of a case."""
     reference = FrozenReference(moved(network), config)
     if name.startswith("vico"):
-        return consistency_stage(reference, processor, VicoObjective(), config)
+        objective = VicoObjective(draw="mixed" if "mixed" in name else "image")
+        return consistency_stage(reference, processor, objective, config)
     measure = "tile" if "tile" in name else "image"
     # At 50 the threshold may be a ratio that comes again, rounded otherwise.
     objective = RouterObjective(window=12, floor=1e-3, measure=measure, percentile=47)

@@ -13,10 +13,12 @@ from model.training.attention import use_varlen_attention
 from model.training.batches import pack, pad
 from model.training.config import PackingConfig, TrainingConfig
 from model.training.drop_path import drop_path
+from model.training.engine import make_optimizer
 from model.training.loop import learning_rate, supervised_loss, supervised_stage, train
 from model.training.reader import BatchReader, EpochOrder, sample_of_row
 from model.training.stage import Stage, trained_parameters
 from tests.tiny import picture, question_row, tiny_config
+from tests.tiny_flash import random_flash_model
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +177,16 @@ def test_parts_may_have_rates_of_their_own(tokenizer, rows, tmp_path):
         name = next(n for n, p in after.named_parameters() if n.startswith(part) and n.endswith("weight"))
         moved = (after.get_parameter(name) - before.get_parameter(name)).abs().max().item()
         assert moved == pytest.approx(rate, rel=0.02), name
+
+
+@pytest.mark.parametrize(("own", "scale"), [(5e-3, 5.0), (None, 2.0)])
+def test_the_second_projector_may_have_a_rate_of_its_own_or_has_the_projectors(tokenizer, own, scale):
+    network, _ = random_flash_model(tokenizer)
+    config = settings(projector_learning_rate=2e-3, compressed_learning_rate=own)
+    found = {id(p): group["scale"] for group in make_optimizer(network, config).param_groups for p in group["params"]}
+    parts = (network.compressed_projector, network.multi_modal_projector, network.router)
+    for part, wanted in zip(parts, (scale, 2.0, 1.0), strict=True):
+        assert [found[id(p)] for p in part.parameters()] == pytest.approx([wanted] * len(list(part.parameters())))
 
 
 def test_only_the_answer_and_its_terminator_train(tiny_model, rows):
