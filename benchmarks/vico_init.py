@@ -47,7 +47,7 @@ AIM = 1.0
 LINE = Path("out/line")
 FITTED, QUESTIONS = "pooled, fitted", "pooled, questions alone"
 VARIANTS = ("pooled", "downsampled", "random", FITTED, QUESTIONS)
-_STEPS, _FIT, _SEEDS = 100, 100, (1, 2, 3)
+_STEPS, _FIT, _SEEDS = 60, 60, (1, 2, 3)
 _QUICK_STEPS, _QUICK_FIT, _QUICK_SEEDS = 24, 40, (1,)
 _HELDOUT, _BATCH, _THREADS = 192, 32, 1
 """Rows that are scored, and scored together."""
