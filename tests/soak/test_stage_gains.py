@@ -27,7 +27,7 @@ def stored(measured):
 
 
 def test_every_arm_of_the_cascade_is_stable(line):
-    """That reinforcement gains nothing here is a result (docs/objectives.md); that it breaks something would be a bug."""
+    """That reinforcement gains nothing here is a result (docs/objectives.md); that it breaks something is a bug."""
     details = stored(cascade.measure(False, line))
     assert details["seeds"] == [0, 1, 2]
     start = details["arms"][cascade.START]["overall"]
