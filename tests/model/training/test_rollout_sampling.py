@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -38,6 +38,7 @@ def test_only_allowed_ids_share_the_probability():
     torch.testing.assert_close(shares, torch.tensor([0, expected[0], 0, expected[1], 0]), rtol=0, atol=1e-3)
 
 
+@example([0.0, 1.1754943508222875e-38, 0.0, 0.0, 0.0, 0.0], {0, 1}, 0.0, 1e-30, 1e-9, 0)
 @settings(max_examples=150, deadline=None)
 @given(
     logits=st.lists(st.floats(-1e4, 1e4, width=32), min_size=6, max_size=6),
@@ -52,8 +53,9 @@ def test_whatever_the_numbers_a_token_is_allowed_and_possible(logits, allowed, u
     sampling = Sampling(temperature, top_p, top_k)
     (token,) = draw(torch.tensor([logits]), ids, [uniform], sampling).tolist()
     assert token in allowed
-    # What is closer than float32 probabilities can tell apart is a tie.
-    likelier = sum(logits[other] > logits[token] + 1e-4 for other in allowed)
+    # Closer than float32 probabilities can tell apart is a tie; at 1e-30, so is what can still be drawn.
+    tie = temperature * (100 if temperature == 1e-30 else 1e-6)
+    likelier = sum(logits[other] - logits[token] > tie for other in allowed)
     assert top_k == 0 or likelier < top_k
     if temperature == 1e-30 or top_p == 1e-9:
         assert likelier == 0
