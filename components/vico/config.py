@@ -1,6 +1,6 @@
 """Configuration of ``vico``. Imports no torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,9 @@ class VicoConfig(Section):
     transcription_share: float = Field(0.0, ge=0, le=0.99)
     """Share of the rows that are those of pre-training, whose long answers say much about what a tile shows. 0 as
     published."""
+    repeat: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Question families that are read so many times as often as others, e.g. ``{locate: 2}``; a fraction thins them.
+    What compression makes hard takes longer to learn than what it does not. Empty as published."""
     warmup: TrainingConfig | None = None
     """Before that, the second projector alone is fitted to the means of the rows that its own stand for; None leaves
     it out. Not published."""

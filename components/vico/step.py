@@ -1,6 +1,6 @@
 """Visual consistency learning: the model learns to answer from compressed tiles as it does from full ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from components.context import StepContext, StepResult
@@ -40,7 +40,7 @@ def run(
     Raises:
         InputError: a row or ``init`` cannot be used.
     """
-    dataset = list(open_dataset(rows).rows())
+    dataset = repeated(list(open_dataset(rows).rows()), config.repeat)
     if config.transcription_share:
         dataset = mixed(dataset, list(open_dataset(transcriptions).rows()), config.transcription_share)
     network, processor = require_flash(load_network(init), load_processor(init), "vico")
@@ -66,6 +66,27 @@ def run(
         result.numbers["heldout_mean_compressed"] = mean_score(compressed)
         result.values["compressed"] = {family: score.score for family, score in compressed.items()}
     return finish(network, processor, heldout, config.heldout_rows, model, context, result)
+
+
+def repeated(rows: Sequence[Row], factors: Mapping[str, float]) -> list[Row]:
+    """Every family's rows as often as its factor says, which is 1 where there is none; a fraction is spread evenly.
+
+    Raises:
+        InputError: a factor is that of no family, or nothing is left.
+    """
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        families.setdefault(row["task"], []).append(row)
+    for task in factors:
+        if task not in families:
+            raise InputError(f"vico.repeat: no rows of the family {task!r}; there are {', '.join(sorted(families))}")
+    kept: list[Row] = []
+    for task, group in families.items():
+        whole, part = divmod(factors.get(task, 1.0), 1)
+        kept += group * int(whole) + evenly(group, round(part * len(group)))
+    if not kept:
+        raise InputError("vico.repeat: leaves no rows")
+    return kept
 
 
 def mixed(questions: Sequence[Row], transcriptions: Sequence[Row], share: float) -> list[Row]:
