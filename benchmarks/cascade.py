@@ -3,11 +3,11 @@
 The shape of InternVL3.5's Tables 15 and 16 on the profile ``tiny``. The paper reinforces a converged model, and the
 minutes of ``make demo`` do not make one: the model that it left in ``out/line`` is fine-tuned further first, once. From
 there every arm spends the same processor seconds (user and system, all threads and children; wall time would count
-whatever else the machine does). MPO is charged for the preferences, GSPO for the rollouts that choose its queries, which
-are the same ones; the cascade pays for them once and divides what is left. Both read what they learn from about once,
-as the paper does. The control goes on fine-tuning. All answer the same held-out rows greedily. Intervals are of paired differences over rows, each row's
-score averaged over the seeds first: they say what other rows would give, not what other seeds would; the spread of
-the seeds stands beside them.
+whatever else the machine does). MPO is charged for the preferences, GSPO for the rollouts that choose its queries,
+which are the same ones; the cascade pays for them once and divides what is left. The control goes on fine-tuning. All
+answer the same held-out rows greedily. Intervals are of paired differences over rows, each row's score averaged over
+the seeds first: they say what other rows would give, not what other seeds would; the spread of the seeds stands beside
+them.
 """
 
 import os
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from benchmarks import tiny_further
 from benchmarks.harness import Result, arguments, report, result
 from components.context import StepContext
 from components.scoring_table import by_family, score_row
@@ -39,16 +40,13 @@ BUDGET, QUICK_BUDGET = 600.0, 40.0
 """Processor seconds of an arm."""
 ROWS, QUICK_ROWS = 250, 40
 """Held-out rows of a family."""
-FURTHER, QUICK_FURTHER = 1600, 40
-"""Steps of fine-tuning before any arm begins."""
 QUERIES, QUICK_QUERIES = 6000, 160
 """Questions that are answered for preferences, and that queries are chosen from: about an epoch of either stage."""
-_PILOTS = (20, 4)
-"""Steps of the two short runs that tell what a stage costs."""
+_PILOTS = (24, 4)
+"""Steps of the two short runs that tell what a stage costs: whole iterations of GSPO."""
 _THREADS = 1  # threads that wait for each other would spend processor seconds too
 _UPDATES = 4
 """Optimiser steps on a rollout: the later ones have ratios that can be clipped."""
-_FURTHER_RATE = 4e-4
 _CONTROL_RATE = 1e-4  # of the stages it stands beside: a rate of fine-tuning would undo its own annealing
 _S = TypeVar("_S", bound=Section)
 
@@ -124,18 +122,6 @@ def with_training(section: _S, **changes: Any) -> _S:
     return section.model_copy(update={"training": training, "heldout_rows": 1})
 
 
-def fine_tune_further(line: Path, profile: Profile, work: Path, steps: int) -> Path:
-    """The line's fine-tuned model after so many more steps of the same."""
-    from components.sft.step import run
-
-    model = work / "further" / "model"
-    config = with_training(profile.sft, steps=steps, learning_rate=_FURTHER_RATE, checkpoint_every=10**6)
-    rows, heldout = line / "curate" / "questions", line / "collect" / "heldout"
-    context = StepContext(state_dir=work / "state" / "further")
-    run(config, rows=rows, heldout=heldout, init=line / "sft" / "model", model=model, context=context)
-    return model
-
-
 def make_rollouts(start: Start, seed: int) -> Rollouts:
     """Run ``build_preferences`` and ``select_queries`` on the fine-tuned model."""
     from components.build_preferences.step import run as build
@@ -197,16 +183,18 @@ class Cost:
 
 
 def cost_of(train: Stage, seed: int, init: Path) -> Cost:
-    """The line through two short runs; what a process does once falls into the first of them, which is the longer one.
+    """From two short runs: a step's cost from within the longer one, and what comes before it from the shorter one,
+    which runs second and so without what a process does once.
 
     Raises:
-        InputError: the longer one took no longer.
+        InputError: the steps took no time.
     """
-    long, short = (train(steps, seed, init).meter.spent() for steps in _PILOTS)
-    step = (long - short) / (_PILOTS[0] - _PILOTS[1])
+    long, short = (train(steps, seed, init).meter for steps in _PILOTS)
+    done = dict(long.steps)
+    step = (done[_PILOTS[0]] - done[_PILOTS[1]]) / (_PILOTS[0] - _PILOTS[1])
     if step <= 0:
-        raise InputError(f"{_PILOTS[0]} steps took {long:.1f} processor seconds, {_PILOTS[1]} steps {short:.1f}")
-    return Cost(max(0.0, short - _PILOTS[1] * step), step)
+        raise InputError(f"{_PILOTS[0] - _PILOTS[1]} steps took {step:.3f} processor seconds each")
+    return Cost(max(0.0, short.spent() - _PILOTS[1] * step), step)
 
 
 def ends(history: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
@@ -305,27 +293,32 @@ def show(table: dict[str, Any]) -> None:
         print(f"{arm:<18}{cells}{entry['overall']:12.3f}  {difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 
-def measure(quick: bool, line: Path = LINE, seconds: float | None = None) -> Result:
-    """Train and score every arm with three seeds (one when ``quick``), in ``seconds`` each where they are given."""
-    needed = (line / "sft" / "model", line / "curate" / "questions", line / "collect" / "heldout")
-    if not all(path.is_dir() for path in needed):
-        raise InputError(f"{line}: no finished line here; run make demo first")
-    profile = load_profile("tiny")
-    seeds, budget = (QUICK_SEEDS, QUICK_BUDGET) if quick else (SEEDS, BUDGET)
-    budget = budget if seconds is None else seconds
+def adapted(profile: Profile, quick: bool) -> Profile:
+    """More queries and several updates a rollout, as one has with more time than a demo."""
     asked = {"max_queries": QUICK_QUERIES, "rollouts": 4} if quick else {"max_queries": QUERIES}
     rollout = profile.gspo.rollout.model_copy(update={"prompts": _UPDATES * profile.gspo.rollout.prompts})
     sections = {
         "build_preferences": profile.build_preferences.model_copy(update=asked),
         "gspo": profile.gspo.model_copy(update={"rollout": rollout}),
     }
-    profile = profile.model_copy(update=sections)
+    return profile.model_copy(update=sections)
+
+
+def measure(quick: bool, line: Path = LINE, seconds: float | None = None) -> Result:
+    """Train and score every arm with three seeds (one when ``quick``), in ``seconds`` each where they are given."""
+    needed = (line / "sft" / "model", line / "curate" / "questions", line / "collect" / "heldout")
+    if not all(path.is_dir() for path in needed):
+        raise InputError(f"{line}: no finished line here; run make demo first")
+    profile = adapted(load_profile("tiny"), quick)
+    seeds, budget = (QUICK_SEEDS, QUICK_BUDGET) if quick else (SEEDS, BUDGET)
+    budget = budget if seconds is None else seconds
+    steps = tiny_further.QUICK_STEPS if quick else tiny_further.STEPS
+    model = tiny_further.fine_tune_further(line, profile, steps, _THREADS)
     rows = heldout_rows(line / "collect" / "heldout", profile.curate.pretrain_tasks, QUICK_ROWS if quick else ROWS)
     by_arm: dict[str, list[np.ndarray]] = {}
     spent: dict[str, list[dict[str, Any]]] = {}
+    before = score_rows(model, rows)
     with tempfile.TemporaryDirectory() as work:
-        model = fine_tune_further(line, profile, Path(work), QUICK_FURTHER if quick else FURTHER)
-        before = score_rows(model, rows)
         for seed in seeds:
             by_arm.setdefault(START, []).append(before)
             start = Start(model, line, profile, Path(work) / f"seed-{seed}", budget)
@@ -335,7 +328,8 @@ def measure(quick: bool, line: Path = LINE, seconds: float | None = None) -> Res
     scores = {arm: np.stack(found) for arm, found in by_arm.items()}
     table = tables(scores, rows)
     show(table)
-    details = {"rows": len(rows), "seeds": list(seeds), "processor_seconds": budget, "arms": table, "spent": spent}
+    details = {"rows": len(rows), "seeds": list(seeds), "processor_seconds": budget, "further_steps": steps}
+    details |= {"arms": table, "spent": spent}
     ours, peer = table[CASCADE]["by_seed"], table[CONTROL]["by_seed"]
     ratio = table[CASCADE]["overall"] / max(table[CONTROL]["overall"], 1e-9)
     return result("cascade", "mean held-out score", ours, peer, ratio=ratio, aim=AIM, details=details)

@@ -38,6 +38,7 @@ def test_every_arm_spends_the_same_seconds_and_the_cascade_goes_on_from_mpo(cloc
             def train(steps, seed, init):
                 began_from.append((name, steps, init))
                 meter = cascade.Meter(name)
+                clock[0] += 9 * (len(began_from) == 1)  # what a process does once
                 clock[0] += 20 * (name == "mpo")  # the pass of the reference
                 for step in range(steps + 1):
                     clock[0] += costs[name] * (step > 0)
@@ -52,27 +53,28 @@ def test_every_arm_spends_the_same_seconds_and_the_cascade_goes_on_from_mpo(cloc
 
     monkeypatch.setattr(cascade, "stages", stages)
     monkeypatch.setattr(cascade, "make_rollouts", lambda *_: cascade.Rollouts(tmp_path, tmp_path, 60.0))
-    line = tmp_path / "line"
-    arms = cascade.train_arms(cascade.Start(line, None, tmp_path, 300.0), 0)
+    model = tmp_path / "model"
+    arms = cascade.train_arms(cascade.Start(model, tmp_path, None, tmp_path, 300.0), 0)
     assert list(arms) == [cascade.CONTROL, cascade.MPO, cascade.GSPO, cascade.CASCADE]
     assert all(facts["seconds"] == pytest.approx(300, abs=3) for _, facts in arms.values())
     assert all(
         curves == {"entropy": [0.995, 0.915]} for _, facts in arms.values() for curves in facts["curves"].values()
     )
-    assert began_from[-2:] == [("mpo", 50, line / "sft" / "model"), ("gspo", 40, tmp_path / "mpo" / "model")]
+    assert began_from[-2:] == [("mpo", 50, model), ("gspo", 40, tmp_path / "mpo" / "model")]
 
 
 def test_preferences_that_take_the_whole_budget_are_an_error(clock, monkeypatch, tmp_path):
     def train(steps, *_):
         meter = cascade.Meter("sft")
-        clock[0] += steps
-        meter.progress("sft", steps, steps)
+        for step in range(steps):
+            clock[0] += 1
+            meter.progress("sft", step + 1, steps)
         return cascade.Trained(tmp_path, meter, [])
 
     monkeypatch.setattr(cascade, "stages", lambda *_: {"sft": train})
     monkeypatch.setattr(cascade, "make_rollouts", lambda *_: cascade.Rollouts(tmp_path, tmp_path, 39.0))
     with pytest.raises(InputError, match="took 39 of 40 processor seconds"):
-        cascade.train_arms(cascade.Start(tmp_path, None, tmp_path, 40.0), 0)
+        cascade.train_arms(cascade.Start(tmp_path, tmp_path, None, tmp_path, 40.0), 0)
 
 
 def test_arms_are_compared_on_the_same_rows_with_seeds_averaged():
