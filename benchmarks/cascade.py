@@ -1,13 +1,13 @@
 """What each stage of Cascade RL gives: held-out accuracy after fine-tuning, MPO, GSPO, both, and more fine-tuning.
 
 The shape of InternVL3.5's Tables 15 and 16 on the profile ``tiny``. The paper reinforces a converged model, and the
-minutes of ``make demo`` do not make one: the model that it left in ``out/line`` is fine-tuned further first, once. From
-there every arm spends the same processor seconds (user and system, all threads and children; wall time would count
-whatever else the machine does). MPO is charged for the preferences, GSPO for the rollouts that choose its queries,
-which are the same ones; the cascade pays for them once and divides what is left. The control goes on fine-tuning. All
-answer the same held-out rows greedily. Intervals are of paired differences over rows, each row's score averaged over
-the seeds first: they say what other rows would give, not what other seeds would; the spread of the seeds stands beside
-them.
+minutes of ``make demo`` do not make one: the model that it left in ``out/line`` is fine-tuned further first, once
+(benchmarks/tiny_further.py). From there every arm spends the same processor seconds (user and system, all threads and
+children; wall time would count whatever else the machine does). MPO is charged for the preferences, GSPO for the
+rollouts that choose its queries, which are the same ones; the cascade pays for them once and divides what is left, most
+of it to GSPO. The control goes on fine-tuning. All answer the same held-out rows greedily. Intervals are of paired
+differences over rows, each row's score averaged over the seeds first: they say what other rows would give, not what
+other seeds would; the spread of the seeds stands beside them.
 """
 
 import os
@@ -40,11 +40,15 @@ BUDGET, QUICK_BUDGET = 600.0, 40.0
 """Processor seconds of an arm."""
 ROWS, QUICK_ROWS = 250, 40
 """Held-out rows of a family."""
-QUERIES, QUICK_QUERIES = 6000, 160
-"""Questions that are answered for preferences, and that queries are chosen from: about an epoch of either stage."""
+QUERIES, QUICK_QUERIES = 3000, 160
+"""Questions that are answered for preferences, and that queries are chosen from."""
 _PILOTS = (24, 4)
 """Steps of the two short runs that tell what a stage costs: whole iterations of GSPO."""
 _THREADS = 1  # threads that wait for each other would spend processor seconds too
+_ROUNDS = 2
+"""Of further fine-tuning: after them more of the same gains little."""
+_MPO_SHARE = 0.2
+"""Of what the preferences leave to the cascade; in the paper's Table 16 it is a twentieth of the GPU hours."""
 _UPDATES = 4
 """Optimiser steps on a rollout: the later ones have ratios that can be clipped."""
 _CONTROL_RATE = 1e-4  # of the stages it stands beside: a rate of fine-tuning would undo its own annealing
@@ -218,18 +222,13 @@ def train_arms(start: Start, seed: int) -> dict[str, tuple[Path, dict[str, Any]]
     left = start.budget - made.seconds
     if left < 2 * max(cost.fixed + _PILOTS[1] * cost.step for cost in costs.values()):
         raise InputError(f"the preferences alone took {made.seconds:.0f} of {start.budget:.0f} processor seconds")
-    plans = {
-        CONTROL: {"sft": start.budget},
-        MPO: {"mpo": left},
-        GSPO: {"gspo": left},
-        CASCADE: {"mpo": left / 2, "gspo": left / 2},
-    }
+    plans = {CONTROL: {"sft": 1.0}, MPO: {"mpo": 1.0}, GSPO: {"gspo": 1.0}, CASCADE: {"mpo": _MPO_SHARE, "gspo": 1.0}}
     arms = {}
     for arm, plan in plans.items():
         model, facts = init, {"seconds": 0.0 if arm == CONTROL else made.seconds}
         curves = {}
-        for name, seconds in plan.items():
-            steps = costs[name].steps(seconds)
+        for name, share in plan.items():
+            steps = costs[name].steps(share * (start.budget - facts["seconds"]))
             trained = kinds[name](steps, seed, model)
             model, curves[name] = trained.model, ends(trained.history)
             facts |= {"seconds": round(facts["seconds"] + trained.meter.spent(), 1), f"{name}_steps": float(steps)}
@@ -313,7 +312,7 @@ def measure(quick: bool, line: Path = LINE, seconds: float | None = None) -> Res
     seeds, budget = (QUICK_SEEDS, QUICK_BUDGET) if quick else (SEEDS, BUDGET)
     budget = budget if seconds is None else seconds
     steps = tiny_further.QUICK_STEPS if quick else tiny_further.STEPS
-    model = tiny_further.fine_tune_further(line, profile, steps, _THREADS)
+    model = tiny_further.fine_tune_further(line, profile, steps, _THREADS, _ROUNDS)
     rows = heldout_rows(line / "collect" / "heldout", profile.curate.pretrain_tasks, QUICK_ROWS if quick else ROWS)
     by_arm: dict[str, list[np.ndarray]] = {}
     spent: dict[str, list[dict[str, Any]]] = {}
@@ -328,7 +327,7 @@ def measure(quick: bool, line: Path = LINE, seconds: float | None = None) -> Res
     scores = {arm: np.stack(found) for arm, found in by_arm.items()}
     table = tables(scores, rows)
     show(table)
-    details = {"rows": len(rows), "seeds": list(seeds), "processor_seconds": budget, "further_steps": steps}
+    details = {"rows": len(rows), "seeds": list(seeds), "processor_seconds": budget, "further_steps": _ROUNDS * steps}
     details |= {"arms": table, "spent": spent}
     ours, peer = table[CASCADE]["by_seed"], table[CONTROL]["by_seed"]
     ratio = table[CASCADE]["overall"] / max(table[CONTROL]["overall"], 1e-9)

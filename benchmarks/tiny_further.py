@@ -7,32 +7,38 @@ mostly what more fine-tuning would have done. The paper's stages begin with a co
 from pathlib import Path
 
 from components.context import StepContext
+from components.sft.config import SftConfig
 from model.data.artifact import payload_sha256
 from pipelines.profile import Profile
 
 STEPS, QUICK_STEPS = 1600, 40
-RATE = 4e-4
-"""Peak, with the profile's schedule; the profile's own peak is 5e-4."""
+"""Of a round."""
+RATES = (4e-4, 2e-4)
+"""Peak of each round, with the profile's schedule; the profile's own peak is 5e-4."""
 
 
-def fine_tune_further(line: Path, profile: Profile, steps: int, threads: int) -> Path:
-    """The fine-tuned model of ``line`` after so many more steps of the profile's fine-tuning.
+def fine_tune_further(line: Path, profile: Profile, steps: int, threads: int, rounds: int = 1) -> Path:
+    """The fine-tuned model of ``line`` after ``rounds`` of so many more steps of the profile's fine-tuning.
 
-    It is made once and kept beside the line, under the hash of the model that it began as.
+    Every round is made once and kept beside the line, under the hash of the model that it began as.
     """
+    model = line / "sft" / "model"
+    for number, rate in enumerate(RATES[:rounds]):
+        changes = {"steps": steps, "learning_rate": rate, "checkpoint_every": 100, "threads": threads}
+        training = profile.sft.training.model_copy(update=changes | {"seed": profile.sft.training.seed + number})
+        made = line.parent / "further" / f"{payload_sha256(model)[:12]}-{steps}-{rate:g}-{threads}"
+        if not made.is_dir():
+            _fine_tune(line, profile.sft.model_copy(update={"training": training, "heldout_rows": 1}), model, made)
+        model = made / "model"
+    return model
+
+
+def _fine_tune(line: Path, section: SftConfig, init: Path, made: Path) -> None:
+    """Leave ``model`` in ``made``, which appears when it is complete; one that was stopped goes on."""
     from components.sft.step import run
 
-    start = line / "sft" / "model"
-    made = line.parent / "further" / f"{payload_sha256(start)[:12]}-{steps}-{threads}"
-    if made.is_dir():
-        return made / "model"
     work = made.with_name(made.name + ".partial")
-    changes = {"steps": steps, "learning_rate": RATE, "checkpoint_every": 100, "threads": threads}
-    section = profile.sft.model_copy(
-        update={"training": profile.sft.training.model_copy(update=changes), "heldout_rows": 1}
-    )
     rows, heldout = line / "curate" / "questions", line / "collect" / "heldout"
     context = StepContext(state_dir=work / "state")
-    run(section, rows=rows, heldout=heldout, init=start, model=work / "model", context=context)
+    run(section, rows=rows, heldout=heldout, init=init, model=work / "model", context=context)
     work.replace(made)
-    return made / "model"

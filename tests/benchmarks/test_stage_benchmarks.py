@@ -60,7 +60,7 @@ def test_every_arm_spends_the_same_seconds_and_the_cascade_goes_on_from_mpo(cloc
     assert all(
         curves == {"entropy": [0.995, 0.915]} for _, facts in arms.values() for curves in facts["curves"].values()
     )
-    assert began_from[-2:] == [("mpo", 50, model), ("gspo", 40, tmp_path / "mpo" / "model")]
+    assert began_from[-2:] == [("mpo", 14, model), ("gspo", 64, tmp_path / "mpo" / "model")]
 
 
 def test_preferences_that_take_the_whole_budget_are_an_error(clock, monkeypatch, tmp_path):
