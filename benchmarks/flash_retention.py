@@ -55,7 +55,7 @@ CURVE = (0.9, 0.75, 0.6, 0.5, 0.4)
 SEEDS = (0, 1, 2)
 VALIDATION, ROWS, QUICK_ROWS = 2000, 10_000, 400
 """Rows for the threshold and for the scores, in the proportions of the questions that the profile draws."""
-STEPS = {"vico": 1600, "route": 300}
+STEPS = {"vico": 1400, "route": 200}
 RATES = {"learning_rate": 2e-4, "projector_learning_rate": 1e-4, "vision_learning_rate": 4e-4}
 """Of ``vico``: with so many steps the language model has time to come back to what it was at full resolution."""
 REPEAT = {"locate": 2.0, "read_beside": 3.0, "read": 0.5, "maximum": 0.5, "count": 0.5}
