@@ -12,8 +12,6 @@ norm of the gradient have to be the same. (TRL adds 1e-4 to the standard deviati
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -46,7 +44,6 @@ SHAPE = Shape(
 )
 _WARM = 1
 _SAME = 1e-4
-_WORKER = "import sys; from benchmarks.gspo_iteration import worker; worker(sys.argv[1])"
 
 
 @dataclass(frozen=True)
@@ -65,31 +62,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fovea-gspo-") as scratch:
         directory = prepare(steps, Path(scratch))
         same = agreement(directory)
-        sides: dict[str, list[Measurement]] = {"ours": [], "peer": []}
-        for number in range(rounds):
-            for side in sorted(sides, reverse=bool(number % 2)):
-                found = measure(side, directory, settings(steps))
-                sides[side].append(found)
-                print(
-                    f"round {number + 1}: {side:5} {found.speed:7.2f} answers/s {found.peak_mib:7.0f} MiB", flush=True
-                )
+        sides = harness.in_turns(rounds, lambda side: measure(side, directory, settings(steps)), _print)
     ours, peer = ([m.speed for m in sides[side]] for side in ("ours", "peer"))
-    memory = {side: harness.median([m.peak_mib for m in found]) for side, found in sides.items()}
     details = {
         "prompts": ROLLOUT.prompts,
         "responses": ROLLOUT.responses,
         "new_tokens": ROLLOUT.max_new_tokens,
         "steps": steps,
         "same_answers": same,
-        "peak_mib": memory,
-        "peak_mib_ratio": round(memory["peer"] / memory["ours"], 4),
+        **harness.compare_memory({side: [m.peak_mib for m in found] for side, found in sides.items()}),
         "rounds": {side: [asdict(m) for m in found] for side, found in sides.items()},
     }
-    print(f"peak memory: ours {memory['ours']:.0f} MiB, peer {memory['peer']:.0f} MiB")
     ratio = harness.median(ours) / harness.median(peer)
     harness.report(
         harness.result("gspo_iteration", "answers/s", ours, peer, ratio=ratio, aim=AIM, details=details), options
     )
+
+
+def _print(name: str, run: Measurement) -> None:
+    print(f"{name:13} {run.speed:7.2f} answers/s {run.peak_mib:7.0f} MiB", flush=True)
 
 
 def prepare(steps: int, directory: Path) -> Path:
@@ -163,19 +154,12 @@ def run(
         InputError: it failed; its last line says why.
     """
     job = {"side": side, "directory": str(directory), "config": config.model_dump_json(), "answers": answers}
-    command = [sys.executable, "-c", _WORKER]
-    done = subprocess.run(
-        [*command, "-"], cwd=harness.REPOSITORY, input=json.dumps(job), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no output"]
-        raise InputError(f"gspo_iteration: the process of {side} failed: {lines[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return harness.fresh_process("gspo_iteration", side, job)
 
 
-def worker(_: str) -> None:
-    """A side's process: read the job, train, and print every step and the peak of memory as one last line."""
-    job = json.load(sys.stdin)
+def worker(job_json: str) -> None:
+    """A side's process: train, and print every step and the peak of memory as one last line."""
+    job = json.loads(job_json)
     directory, config = Path(job["directory"]), TrainingConfig.model_validate_json(job["config"])
     rows = list(open_dataset(directory / "rows").rows())[: config.steps * ROLLOUT.prompts]
     if job["side"] == "peer":

@@ -1,4 +1,4 @@
-"""What every benchmark shares: timing in rounds, and one result format (DESIGN, "Benchmark").
+"""What benchmarks share: sides in turns, in processes of their own, and one result format (DESIGN, "Benchmark").
 
 ``ratio`` above 1 means that we are better than the peer. ``--json`` prints the result as one last line, ``--write``
 stores it as ``benchmarks/results/<name>-<date>.json``.
@@ -12,12 +12,15 @@ import shlex
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from model.data.artifact import write_atomic
+from model.data.errors import InputError
 
+_Measured = TypeVar("_Measured")
 RESULTS = Path(__file__).parent / "results"
 REPOSITORY = Path(__file__).parent.parent
 
@@ -82,6 +85,52 @@ def median(values: list[float]) -> float:
     return statistics.median(values)
 
 
+def in_turns(
+    rounds: int, measure: Callable[[str], _Measured], tell: Callable[[str, _Measured], None]
+) -> dict[str, list[_Measured]]:
+    """Measurements of the sides ``ours`` and ``peer``; who is first changes from round to round.
+
+    Args:
+        rounds: how often each is measured.
+        measure: of a side.
+        tell: is given a name for every measurement.
+    """
+    sides: dict[str, list[_Measured]] = {"ours": [], "peer": []}
+    for number in range(rounds):
+        for side in sorted(sides, reverse=bool(number % 2)):
+            sides[side].append(measure(side))
+            tell(f"round {number + 1}: {side}", sides[side][-1])
+    return sides
+
+
+def fresh_process(benchmark: str, side: str, job: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``worker`` of ``benchmarks.<benchmark>`` prints as its last line, JSON, when a new process gives it the job.
+
+    Raises:
+        InputError: the process failed; its last line says why.
+    """
+    code = f"import sys; from benchmarks.{benchmark} import worker; worker(sys.stdin.read())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}: out of memory?"]
+        raise InputError(f"{benchmark}: the process of {side} failed: {lines[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare_memory(peaks_mib: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Print the most memory of ``ours`` and ``peer``; medians and ratio (above 1: ours holds less), for ``details``."""
+    memory = {side: median(peaks) for side, peaks in peaks_mib.items()}
+    print(f"peak memory: ours {memory['ours']:.0f} MiB, peer {memory['peer']:.0f} MiB")
+    return {"peak_mib": memory, "peak_mib_ratio": round(memory["peer"] / memory["ours"], 4)}
+
+
 def result(
     name: str,
     unit: str,
@@ -121,6 +170,23 @@ def arguments(description: str, argv: list[str] | None = None, **numbers: str) -
     for name, text in numbers.items():
         parser.add_argument(f"--{name}", type=float, help=text)
     return parser.parse_args(argv)
+
+
+def run(description: str, measure: Callable[[argparse.Namespace], Result]) -> int:
+    """A benchmark's ``main``: measure as the flags say, and report. Returns the exit status: 2 after a mistake, told
+    in one line.
+
+    Args:
+        description: of the benchmark; its first line is what ``--help`` says.
+        measure: is given the flags.
+    """
+    options = arguments(description.splitlines()[0])
+    try:
+        report(measure(options), options)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 def report(measured: Result, options: argparse.Namespace, results: Path = RESULTS) -> None:

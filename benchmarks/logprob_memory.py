@@ -10,8 +10,6 @@ that gradient are in it, on both sides), allocated memory on a GPU.
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -39,7 +37,6 @@ VOCABULARY = 151_936
 TOLERANCE = 1e-4
 DEFAULT_CHUNK: int = TrainingConfig.model_fields["loss_chunk"].default
 SMALL_CHUNK = 256
-_WORKER = "import sys; from benchmarks.logprob_memory import worker; worker(sys.argv[1])"
 
 
 def main() -> None:
@@ -47,14 +44,11 @@ def main() -> None:
     options = harness.arguments(__doc__.splitlines()[0])
     shape, rounds = (QUICK, 2) if options.quick else (FULL, 3)
     sides = {"peer": None, "ours": DEFAULT_CHUNK}
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory(prefix="fovea-logprob-") as scratch:
-        for number in range(rounds):
-            for side in sorted(sides, reverse=bool(number % 2)):
-                found[side].append(measure(sides[side], shape, Path(scratch) / f"{side}.npz"))
-                _print(f"round {number + 1}: {side}", found[side][-1])
-        error = difference(Path(scratch) / "ours.npz", Path(scratch) / "peer.npz")
-        small = measure(SMALL_CHUNK, shape, Path(scratch) / "small.npz")
+        at = Path(scratch)
+        found = harness.in_turns(rounds, lambda side: measure(sides[side], shape, at / f"{side}.npz"), _print)
+        error = difference(at / "ours.npz", at / "peer.npz")
+        small = measure(SMALL_CHUNK, shape, at / "small.npz")
         _print(f"chunks of {SMALL_CHUNK}", small)
     ours, peer = ([run["peak_bytes"] / 2**20 for run in found[side]] for side in ("ours", "peer"))
     print(f"largest difference: log-probability {error[0]:.1e}, gradient {error[1]:.1e} of its largest value")
@@ -80,12 +74,7 @@ def measure(chunk: int | None, shape: Shape, path: Path) -> dict[str, Any]:
         InputError: the process failed; its last line says why.
     """
     job = {"chunk": chunk, "path": str(path), "vocabulary": VOCABULARY, **asdict(shape)}
-    command = [sys.executable, "-c", _WORKER, json.dumps(job)]
-    done = subprocess.run(command, cwd=harness.REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}: out of memory?"]
-        raise InputError(f"logprob_memory: a process failed: {lines[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return harness.fresh_process("logprob_memory", path.stem, job)
 
 
 def worker(job_json: str) -> None:

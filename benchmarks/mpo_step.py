@@ -17,8 +17,6 @@ because all chosen answers are equally long.
 
 import json
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -49,7 +47,6 @@ SHAPE = Shape(
 )
 _WARM_STEPS = 3
 _SAME_LOSS = 1e-4
-_WORKER = "import sys; from benchmarks.mpo_step import worker; worker(sys.argv[1])"
 
 
 @dataclass(frozen=True)
@@ -74,14 +71,8 @@ def main() -> None:
         print(f"first loss in float32: ours {first['ours']:.6f}, peer {first['peer']:.6f}", flush=True)
         if difference > _SAME_LOSS:
             raise InputError(f"mpo_step: the sides' first losses differ by {difference:.2g}")
-        sides: dict[str, list[Measurement]] = {"ours": [], "peer": []}
-        for number in range(rounds):
-            for side in sorted(sides, reverse=bool(number % 2)):
-                found = measure(side, directory, settings(steps))
-                sides[side].append(found)
-                print(f"round {number + 1}: {side:5} {found.speed:7.2f} pairs/s {found.peak_mib:7.0f} MiB", flush=True)
+        sides = harness.in_turns(rounds, lambda side: measure(side, directory, settings(steps)), _print)
     ours, peer = ([m.speed for m in sides[side]] for side in ("ours", "peer"))
-    memory = {side: harness.median([m.peak_mib for m in found]) for side, found in sides.items()}
     cached = harness.median([m.cached for m in sides["ours"]])
     ratio = harness.median(ours) / harness.median(peer)
     details = {
@@ -89,13 +80,15 @@ def main() -> None:
         "steps": steps,
         "first_loss": first,
         "cached_reference": {"ours": round(cached, 4), "ratio": round(cached / harness.median(peer), 4)},
-        "peak_mib": memory,
-        "peak_mib_ratio": round(memory["peer"] / memory["ours"], 4),
+        **harness.compare_memory({side: [m.peak_mib for m in found] for side, found in sides.items()}),
         "rounds": {side: [asdict(m) for m in found] for side, found in sides.items()},
     }
     print(f"with the reference on disk: {cached:.2f} pairs/s, {cached / harness.median(peer):.2f} times the peer")
-    print(f"peak memory: ours {memory['ours']:.0f} MiB, peer {memory['peer']:.0f} MiB")
     harness.report(harness.result("mpo_step", "pairs/s", ours, peer, ratio=ratio, aim=AIM, details=details), options)
+
+
+def _print(name: str, run: Measurement) -> None:
+    print(f"{name:13} {run.speed:7.2f} pairs/s {run.peak_mib:7.0f} MiB", flush=True)
 
 
 def prepare(steps: int, directory: Path) -> Path:
@@ -144,12 +137,7 @@ def measure(side: str, directory: Path, config: TrainingConfig) -> Measurement:
         InputError: the process failed; its last line says why.
     """
     job = {"side": side, "directory": str(directory), "config": config.model_dump_json()}
-    command = [sys.executable, "-c", _WORKER, json.dumps(job)]
-    done = subprocess.run(command, cwd=harness.REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no output"]
-        raise InputError(f"mpo_step: the process of {side} failed: {lines[-1]}")
-    answer = json.loads(done.stdout.splitlines()[-1])
+    answer = harness.fresh_process("mpo_step", side, job)
     counted = [step["seconds"] for step in answer["steps"][_WARM_STEPS:-1]] or [float("nan")]
     of_pair = sum(counted) / len(counted) / config.batch_size
     reference = answer["reference_seconds"] / (config.steps * config.batch_size)

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.harness import Result, arguments, report, result
+from benchmarks.harness import Result, result, run
 from components.context import StepContext
 from model.data.errors import InputError
 
@@ -32,7 +32,7 @@ def measure(quick: bool) -> Result:
 
 def heldout_mean(start: str, seed: int, init: Path, rows: Path, heldout: Path, quick: bool) -> float:
     """Mean score over the question families after fine-tuning from ``start``."""
-    from components.sft.step import run
+    from components.sft.step import run as fine_tune
     from pipelines.profile import load_profile
 
     config = load_profile("tiny").sft
@@ -46,7 +46,7 @@ def heldout_mean(start: str, seed: int, init: Path, rows: Path, heldout: Path, q
     )
     with tempfile.TemporaryDirectory() as scratch:
         context = StepContext(state_dir=Path(scratch) / "state")
-        done = run(config, rows=rows, heldout=heldout, init=init, model=Path(scratch) / "model", context=context)
+        done = fine_tune(config, rows=rows, heldout=heldout, init=init, model=Path(scratch) / "model", context=context)
     scores = [table.score for family, table in done.heldout.items() if family in FAMILIES]
     mean = sum(scores) / len(scores)
     print(f"  {start}, seed {seed}: {mean:.3f}", flush=True)
@@ -55,13 +55,7 @@ def heldout_mean(start: str, seed: int, init: Path, rows: Path, heldout: Path, q
 
 def main() -> int:
     """Run the benchmark."""
-    options = arguments(__doc__.splitlines()[0])
-    try:
-        report(measure(options.quick), options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run(__doc__, lambda options: measure(options.quick))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.harness import Result, arguments, report, result
+from benchmarks.harness import Result, result, run
 from model.data.errors import InputError
 
 SUMMARY = Path("out/demo/summary.json")
@@ -38,13 +38,7 @@ def measure() -> Result:
 
 def main() -> int:
     """Run the benchmark."""
-    options = arguments(__doc__.splitlines()[0])
-    try:
-        report(measure(), options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run(__doc__, lambda _options: measure())
 
 
 if __name__ == "__main__":

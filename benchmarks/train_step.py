@@ -9,8 +9,6 @@ resident set of the whole process on a CPU, allocated memory on a GPU.
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +29,6 @@ from pipelines.profile import load_profile
 AIM = 1.0
 VOCABULARY = 32768
 _WARM_STEPS = 3
-_WORKER = "import sys; from benchmarks.train_step import worker; worker(sys.argv[1])"
 Overrides = dict[str, Any]
 
 
@@ -90,25 +87,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fovea-train-step-") as scratch:
         prepared = prepare(shape, steps, Path(scratch) / "plain")
         base = training(shape, prepared, steps)
-        sides: dict[str, list[Measurement]] = {"ours": [], "peer": []}
-        for number in range(rounds):
-            for side in sorted(sides, reverse=bool(number % 2)):
-                sides[side].append(measure(side, prepared, base))
-                _print(f"round {number + 1}: {side}", sides[side][-1])
+        sides = harness.in_turns(rounds, lambda side: measure(side, prepared, base), _print)
         table = option_table(shape, prepared, steps, compiled=not options.quick)
         table += loss_table(shape if gpu else LONG_ANSWERS, Path(scratch) / "loss", None if gpu else VOCABULARY)
     ours, peer = ([m.speed for m in sides[side]] for side in ("ours", "peer"))
-    memory = {side: harness.median([m.peak_mib for m in found]) for side, found in sides.items()}
     details = {
         "shape": shape.profile,
         "rows_in_step": shape.rows_in_step,
         "steps": steps,
-        "peak_mib": memory,
-        "peak_mib_ratio": round(memory["peer"] / memory["ours"], 4),
+        **harness.compare_memory({side: [m.peak_mib for m in found] for side, found in sides.items()}),
         "mfu": _mfu(sides["ours"], ours, peer),
         "options": table,
     }
-    print(f"peak memory: ours {memory['ours']:.0f} MiB, peer {memory['peer']:.0f} MiB")
     ratio = harness.median(ours) / harness.median(peer)
     harness.report(harness.result("train_step", "tokens/s", ours, peer, ratio=ratio, aim=AIM, details=details), options)
 
@@ -245,12 +235,7 @@ def measure(side: str, prepared: Prepared, config: TrainingConfig) -> Measuremen
         rows = round(config.packing.max_tokens / prepared.tokens) if config.packing else config.batch_size
         config = config.model_copy(update={"packing": None, "batch_size": rows})
     job = {"side": side, "model": str(prepared.model), "rows": str(prepared.rows), "config": config.model_dump_json()}
-    command = [sys.executable, "-c", _WORKER, json.dumps(job)]
-    done = subprocess.run(command, cwd=harness.REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no output"]
-        raise InputError(f"train_step: the process of {side} failed: {lines[-1]}")
-    answer = json.loads(done.stdout.splitlines()[-1])
+    answer = harness.fresh_process("train_step", side, job)
     counted = answer["steps"][_WARM_STEPS:-1]
     speed = sum(step["tokens"] for step in counted) / sum(step["seconds"] for step in counted)
     known = [step["mfu"] for step in counted if step.get("mfu")]

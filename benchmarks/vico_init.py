@@ -55,19 +55,16 @@ _HELDOUT, _BATCH, _THREADS = 192, 32, 1
 
 def main() -> int:
     """Measure, print, store."""
-    options = harness.arguments(__doc__.splitlines()[0])
-    try:
-        found = compare(LINE, options.quick)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return harness.run(__doc__, lambda options: measure(options.quick))
+
+
+def measure(quick: bool) -> harness.Result:
+    """Compare the variants; the figure is that of ours and of the random start."""
+    found = compare(LINE, quick)
     print(json.dumps(found["curves"], indent=1))
     ours, peer = found["final"]["pooled"], found["final"]["random"]
     ratio = harness.median(peer) / harness.median(ours)
-    harness.report(
-        harness.result("vico_init", "nats per token", ours, peer, ratio=ratio, aim=AIM, details=found), options
-    )
-    return 0
+    return harness.result("vico_init", "nats per token", ours, peer, ratio=ratio, aim=AIM, details=found)
 
 
 def compare(line: Path, quick: bool) -> dict:

@@ -2,8 +2,9 @@
 
 A worker takes one request a line, JSON in and JSON out, and lives on for the next. The kernel ends it when a request
 takes more than its seconds of processor time (not of the clock: a busy machine must change no reward), refuses it
-memory beyond its limit, and ends it with its parent. Whoever asks gets a verdict in every case, and the worker is
-replaced.
+memory beyond its limit, and ends it with its parent. One that the kernel does not end (it is stopped, or stuck where no
+signal reaches it) is waited for until a deadline by the clock. Whoever asks gets a verdict in every case, and the
+worker is replaced.
 """
 
 import atexit
@@ -24,8 +25,14 @@ from typing import IO
 
 # A worker that uses no processor time and gives no answer (stopped, swapped out) is waited for this much longer.
 _CLOCK_FACTOR = 20
-# One that is killed while it starts (a machine that runs out of memory kills what is new) is started again.
+# One that is killed while it starts (a machine that runs out of memory kills what is new) is started again, and so is
+# one that does not get there.
 _STARTS = 3
+_START_SECONDS = 60.0
+# What a process has that closed its output, or was killed, to be gone. One in uninterruptible sleep stays until the
+# kernel lets it go, and nobody waits for that.
+_REAP_SECONDS = 2.0
+_READ_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class _Worker:
         self._seconds, self._memory_mb = seconds, memory_mb
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
+        self._said = b""
         self.deadline = 0.0
         self.index = -1
 
@@ -70,9 +78,7 @@ class _Worker:
         if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
             self._start()
         self.index, self.deadline = index, time.monotonic() + _CLOCK_FACTOR * self._seconds
-        with suppress(BrokenPipeError):  # it has died: its empty answer says so
-            self._input.write(json.dumps(asdict(request)).encode() + b"\n")
-            self._input.flush()
+        self._write(json.dumps(asdict(request)).encode() + b"\n")
 
     def _start(self) -> None:
         # So that what judges is part of the code of every step that asks it. It imports scoring.score, which imports
@@ -85,14 +91,44 @@ class _Worker:
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         for _ in range(_STARTS):
             self._process = _child([*command, str(self._memory_mb)], environment)
-            self._owner = os.getpid()
-            if self.output.readline() == b"ready\n":
+            self._owner, self._said = os.getpid(), b""
+            os.set_blocking(self._input.fileno(), False)
+            if self._says_ready():
                 return
-            status = self._process.wait()
+            status = self._status()
             self.close()
-            if status >= 0:
+            if status is not None and status >= 0:
                 break  # it ended by itself, and would again
-        raise RuntimeError(f"the scoring process did not start (exit status {status})")
+        ended = f"within {_START_SECONDS:g} s" if status is None else f"(exit status {status})"
+        raise RuntimeError(f"the scoring process did not start {ended}")
+
+    def _says_ready(self) -> bool:
+        until = time.monotonic() + _START_SECONDS
+        while _ready(self.output.fileno(), select.POLLIN, until) and self._read():
+            if self._said == b"ready\n":
+                self._said = b""
+                return True
+        return False
+
+    def _read(self) -> bool:
+        """Take what is there; whether there was anything but the end."""
+        part = os.read(self.output.fileno(), _READ_BYTES)
+        self._said += part
+        return bool(part)
+
+    def _write(self, line: bytes) -> None:
+        """As much as is taken before the deadline: a process that is stopped takes what a pipe holds."""
+        descriptor, rest = self._input.fileno(), memoryview(line)
+        with suppress(BrokenPipeError):  # it has died: its empty answer says so
+            while rest and _ready(descriptor, select.POLLOUT, self.deadline):
+                rest = rest[os.write(descriptor, rest) :]
+
+    def _status(self) -> int | None:
+        """Exit status of a process that closed its output; None if it lives on."""
+        assert self._process is not None
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(_REAP_SECONDS)
+        return None
 
     @property
     def _input(self) -> IO[bytes]:
@@ -104,16 +140,17 @@ class _Worker:
         assert self._process is not None and self._process.stdout is not None
         return self._process.stdout
 
-    def receive(self) -> Verdict:
-        """The verdict that is there to be read; of a worker that died, why."""
-        line = self.output.readline()
-        if line.endswith(b"\n"):
-            verdict = Verdict(**json.loads(line))
+    def receive(self) -> Verdict | None:
+        """The verdict that is there to be read; of a worker that died, why; None of one that has said a part of it."""
+        going_on = self._read()
+        if self._said.endswith(b"\n"):
+            verdict, self._said = Verdict(**json.loads(self._said)), b""
             if verdict.failed is not None:
                 self.close()  # what an error of memory or of depth left behind is nobody's to know
             return verdict
-        assert self._process is not None
-        status = self._process.wait()
+        if going_on:
+            return None
+        status = self._status()
         self.close()
         return Verdict(failed=_why_ended(status, self._seconds))
 
@@ -126,7 +163,7 @@ class _Worker:
         if self._process is None or self._owner != os.getpid():
             return
         self._process.kill()
-        self._process.wait()
+        self._status()
         for stream in (self._input, self.output):
             with suppress(BrokenPipeError):
                 stream.close()
@@ -143,15 +180,25 @@ def _child(command: list[str], environment: dict[str, str]) -> "subprocess.Popen
     if starter is None:  # this process's first, or the first of this fork
         starter = _starters[os.getpid()] = ThreadPoolExecutor(1, thread_name_prefix="judges")
     pipe = subprocess.PIPE
-    return starter.submit(subprocess.Popen, command, stdin=pipe, stdout=pipe, env=environment).result()
+    # Unbuffered: what is waited for is the pipe.
+    return starter.submit(subprocess.Popen, command, bufsize=0, stdin=pipe, stdout=pipe, env=environment).result()
 
 
 _starters: dict[int, ThreadPoolExecutor] = {}
 
 
-def _why_ended(status: int, seconds: float) -> str:
+def _ready(descriptor: int, event: int, until: float) -> bool:
+    """Wait for a pipe until then; whether it can be read or written, or has no other end."""
+    poll = select.poll()
+    poll.register(descriptor, event)
+    return bool(poll.poll(1000 * max(0.0, until - time.monotonic()) + 1))
+
+
+def _why_ended(status: int | None, seconds: float) -> str:
     from signal import SIGPROF, Signals
 
+    if status is None:
+        return "its process closed its output"
     if status == -SIGPROF:
         return f"over {seconds:g} s of processor time"
     return f"its process died of {Signals(-status).name}" if status < 0 else f"its process ended with status {status}"
@@ -209,16 +256,21 @@ class Judges:
 
 
 def _answered(busy: dict[int, _Worker]) -> list[tuple[_Worker, Verdict]]:
-    """Wait for at least one worker to answer, die or run out of time; those that did are no longer busy."""
+    """Wait for workers to answer, die or run out of time; those that did are no longer busy."""
     poll = select.poll()
     for descriptor in busy:
         poll.register(descriptor, select.POLLIN)
     patience = max(0.0, min(worker.deadline for worker in busy.values()) - time.monotonic())
     readable = {descriptor for descriptor, _ in poll.poll(1000 * patience + 1)}
     now = time.monotonic()
-    done = [d for d, worker in busy.items() if d in readable or worker.deadline <= now]
-    workers = [(busy.pop(d), d in readable) for d in done]
-    return [(worker, worker.receive() if answered else worker.give_up()) for worker, answered in workers]
+    answered = []
+    for descriptor, worker in list(busy.items()):
+        verdict = worker.receive() if descriptor in readable else None
+        if verdict is None and worker.deadline <= now:
+            verdict = worker.give_up()
+        if verdict is not None:
+            answered.append((busy.pop(descriptor), verdict))
+    return answered
 
 
 _shared: Judges | None = None

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
 from components.collect.importers.config import AnySource
 from components.collect.importers.rows import Importer, open_importer
-from model.data.schema import Reject, Row
+from model.data.errors import InputError
+from model.data.schema import Reject, Row, check_row
 
 
 @dataclass
@@ -44,6 +46,21 @@ def import_all(path: Path, **settings) -> Imported:
     rejects: list[Reject] = []
     heldout = list(importer.heldout(rejects))
     return Imported(list(importer.train(rejects)), heldout, rejects, importer)
+
+
+def refused(path: Path, **settings) -> str:
+    """The one line that a whole source gets."""
+    with pytest.raises(InputError) as caught:
+        import_all(path, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def the_row(imported: Imported, row_id: str) -> Row:
+    """The row of this id; it is sound."""
+    (row,) = (row for row in imported.rows if row["id"] == row_id)
+    assert check_row(row) is None
+    return row
 
 
 def png(shade: int = 0, side: int = 6) -> bytes:
@@ -90,6 +107,11 @@ def write_csv(path: Path, rows: list[list]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)
     return path
+
+
+def csv_of(directory: Path, *rows: list) -> Path:
+    """``q.csv`` of these rows of image, question and answer."""
+    return write_csv(directory / "q.csv", [["image", "question", "answer"], *rows])
 
 
 def questions_csv(directory: Path, count: int) -> Path:

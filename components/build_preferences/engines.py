@@ -1,5 +1,7 @@
 """What samples the answers: the model itself, or a vLLM server that serves it."""
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,8 +38,10 @@ class FixedWeights:
         raise RuntimeError("preferences are built with the weights that the server has")
 
 
-def open_engine(config: BuildPreferencesConfig, model: Path) -> Opened:
-    """The engine that the configuration names, for a model directory of any family.
+@contextmanager
+def open_engine(config: BuildPreferencesConfig, model: Path) -> Iterator[Opened]:
+    """The engine that the configuration names, for a model directory of any family; a server's connections are closed
+    at the end.
 
     Raises:
         InputError: the directory is missing, incomplete or broken.
@@ -46,17 +50,19 @@ def open_engine(config: BuildPreferencesConfig, model: Path) -> Opened:
     family_of(model)  # says first and best what is wrong with a directory
     processor = load_processor(model)
     if config.server is not None:
-        return _served(config.server, model, processor)
+        with closing(VllmServer(config.server.url)) as connected:
+            yield _served(config.server, connected, model, processor)
+        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = load_network(model, dtype=getattr(torch, config.precision), device=device)
     engine = NetworkSampler(network, processor, config.decode_tokens)
-    return Opened(engine, processor, network.config.text_config.max_position_embeddings)
+    yield Opened(engine, processor, network.config.text_config.max_position_embeddings)
 
 
-def _served(server: SamplingServer, model: Path, processor: Processor) -> Opened:
+def _served(server: SamplingServer, connected: VllmServer, model: Path, processor: Processor) -> Opened:
     text = text_settings(model)
     engine = VllmSampler(
-        VllmServer(server.url),
+        connected,
         processor,
         text["vocab_size"],
         text["max_position_embeddings"],

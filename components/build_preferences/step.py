@@ -1,6 +1,7 @@
 """``build_preferences``: sample answers to every query, judge them, and pair right with wrong ones."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from components.build_preferences.config import BuildPreferencesConfig
@@ -38,24 +39,17 @@ def run(
     """
     dataset = open_dataset(rows)
     chosen = choose_queries(dataset, config)
-    judges = Judges()
-    try:
+    with closing(Judges()) as judges:
         refused = check_references(_rows(dataset, chosen), config, judges)
         asked = chosen - refused.keys()
-        sampler = _sampler(config, model, judges, context.state_dir / "answers")
-        sampler.run(_rows(dataset, asked), len(asked), context.progress)
-    finally:
-        judges.close()
+        with open_engine(config, model) as opened:
+            sampler = Sampler(config, *opened, judges, context.state_dir / "answers")
+            sampler.run(_rows(dataset, asked), len(asked), context.progress)
     return _write(config, dataset, chosen, refused, sampler, {"pairs": pairs, "rollouts": rollouts})
 
 
 def _rows(dataset: Dataset, ids: set[str]) -> Iterator[Row]:
     return (row for row in dataset.rows() if row["id"] in ids)
-
-
-def _sampler(config: BuildPreferencesConfig, model: Path, judges: Judges, directory: Path) -> Sampler:
-    engine, processor, context = open_engine(config, model)
-    return Sampler(config, engine, processor, context, judges, directory)
 
 
 def pairs_of(sampled: Sampled, config: BuildPreferencesConfig) -> list[Pair]:

@@ -1,7 +1,7 @@
 """Group sequence policy optimisation: the model answers, is rewarded, and learns from its answers."""
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from components.context import StepContext, StepResult
@@ -38,18 +38,19 @@ def run(config: GspoConfig, *, rows: Path, heldout: Path, init: Path, model: Pat
     with closing(Reward(_rule(config), workers=config.reward.workers, seconds=config.reward.seconds)) as reward:
         check_scorers(dataset, reward)
         network, processor = load_network(init), load_processor(init)
-        stage, memory = policy_stage(
-            "gspo",
-            network,
-            _engine(config, network, processor, context.state_dir / "gspo" / "served"),
-            lambda answers: judged(reward, answers),
-            context.state_dir / "gspo" / "rollouts",
-            training=config.training,
-            objective=config.objective,
-            rollout=config.rollout,
-            progress=context.progress,
-        )
-        result = run_stage(network, processor, dataset, stage, config.training, context)
+        with _engine(config, network, processor, context.state_dir / "gspo" / "served") as engine:
+            stage, memory = policy_stage(
+                "gspo",
+                network,
+                engine,
+                lambda answers: judged(reward, answers),
+                context.state_dir / "gspo" / "rollouts",
+                training=config.training,
+                objective=config.objective,
+                rollout=config.rollout,
+                progress=context.progress,
+            )
+            result = run_stage(network, processor, dataset, stage, config.training, context)
     result.numbers["queries_left_out"] = memory.left_out
     result.numbers |= {f"answers_{name}": number for name, number in memory.counts.items() if name != "answers"}
     result.numbers["answers"] = memory.counts["answers"]
@@ -58,20 +59,23 @@ def run(config: GspoConfig, *, rows: Path, heldout: Path, init: Path, model: Pat
     return finish(network, processor, heldout, config.heldout_rows, model, context, result, adapter_of=base)
 
 
-def _engine(config: GspoConfig, network: Network, processor: Processor, directory: Path) -> RolloutEngine:
-    """What samples; ``directory`` is where a server reads weights."""
+@contextmanager
+def _engine(config: GspoConfig, network: Network, processor: Processor, directory: Path) -> Iterator[RolloutEngine]:
+    """What samples; ``directory`` is where a server reads weights. Its connections are closed at the end."""
     server = config.rollout.server
     if server is None:
-        return NetworkSampler(network, processor, config.rollout.cache_tokens)
-    return VllmSampler(
-        VllmServer(server.url),
-        processor,
-        network.config.text_config.vocab_size,
-        network.config.text_config.max_position_embeddings,
-        NcclTransfer() if server.transfer == "nccl" else DirectoryTransfer(directory, processor),
-        model=server.model,
-        concurrency=server.concurrency,
-    )
+        yield NetworkSampler(network, processor, config.rollout.cache_tokens)
+        return
+    with closing(VllmServer(server.url)) as connected:
+        yield VllmSampler(
+            connected,
+            processor,
+            network.config.text_config.vocab_size,
+            network.config.text_config.max_position_embeddings,
+            NcclTransfer() if server.transfer == "nccl" else DirectoryTransfer(directory, processor),
+            model=server.model,
+            concurrency=server.concurrency,
+        )
 
 
 def check_scorers(rows: Sequence[Row], reward: Reward) -> None:

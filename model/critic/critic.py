@@ -5,7 +5,7 @@ a solution is the mean over its steps (VisualPRM, arXiv 2503.10291, section 3.3;
 steps of a solution are scored in one forward pass: "+" stands in for every verdict, and causal attention keeps what
 follows from a verdict's position (the released "soft_v2").
 
-Shape suffixes: M steps of a batch, V vocabulary.
+Shape suffixes: M steps of a batch, D hidden, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from model.critic.solutions import RIGHT, WRONG, critic_messages, question_of, split_steps
 from model.data.errors import InputError
 from model.data.schema import PLACEHOLDERS, RESERVED, Row
-from model.families.interface import Network, Processor, Sample
+from model.families.interface import Inputs, Network, Processor, Sample
 from model.families.opening import load_network, load_processor
 from model.training.batches import pad
 
@@ -87,17 +88,29 @@ class Critic:
         return replace(sample, trained=first)
 
     def _batch(self, samples: Sequence[Sample]) -> list[SolutionScore]:
-        prepared = self.network.prepare(samples)
-        batch = pad(prepared, "token", self.processor.eos_token_id).to(self.network.device)
+        # A network that routes has to see the tiles before the text is laid out: it shows them, and is shown the rows.
+        shown, rows = self.network.show(samples)
+        texts = [replace(sample, media={}, units=0) for sample in shown]
+        batch = pad(texts, "token", self.processor.eos_token_id).to(self.network.device)
         right, wrong = verdict_ids(self.processor.tokenizer)
         assert bool((batch.targets == right).all()), "a verdict does not stand where it should"
-        logits_MV = self.network.head(self.network.hidden(batch.inputs).states)
+        logits_MV = self.network.head(self._states(batch.inputs, rows))
         right_M = logits_MV[:, [right, wrong]].float().softmax(-1)[:, 0].tolist()
         values, scores = iter(right_M), []
-        for sample in prepared:
+        for sample in shown:
             steps = tuple(next(values) for _ in range(sum(sample.trained)))
             scores.append(SolutionScore(sum(steps) / len(steps), steps))
         return scores
+
+    def _states(self, inputs: Inputs, rows: Tensor | None) -> Tensor:
+        """Hidden states [M, D] at the kept positions of padded texts, over whose placeholders the visual rows lie."""
+        output = self.network.language_model.base_model(
+            **self.network.language_inputs(inputs.ids, rows),
+            attention_mask=inputs.mask,
+            position_ids=inputs.positions,
+            use_cache=False,
+        )
+        return output.last_hidden_state.flatten(0, 1)[inputs.keep]
 
 
 def verdict_ids(tokenizer: Tokenizer) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from model.training.memory import checkpoint_activations, compiled_layers
 from model.training.metrics import TrainingMetrics
 from model.training.reader import Reading
 from model.training.stage import Stage, trained_parameters
-from model.training.stopping import Stopped, stop_requested, watch
+from model.training.stopping import Interrupted, Stopped, stop_requested, watch
 
 Progress = Callable[[str, int, int], None]
 Log = Callable[[dict[str, Any]], None]
@@ -124,9 +124,12 @@ def train(
         state = run.state
         progress(stage.name, state.step, config.steps)
         with watch():
-            for reading in run.reader.read(state.step, config.steps):
-                run.step(reading)
-                progress(stage.name, state.step, config.steps)
+            try:
+                for reading in run.reader.read(state.step, config.steps):
+                    run.step(reading)
+                    progress(stage.name, state.step, config.steps)
+            except Interrupted:
+                run.stop()
         run.engine.finish()
     checkpoint_activations(network.parts(), "none")
     network.requires_grad_(True)
@@ -172,6 +175,7 @@ class _Run:
             self.reader.resume(self.state.packer)
             if stage.memory is not None:
                 stage.memory.load(self.state.memory)
+        self._kept = self.state.step
         self.metrics = TrainingMetrics(
             log, cost, self.engine.device, stage=stage.name, steps=config.steps, ranks=self.engine.ranks
         )
@@ -208,11 +212,27 @@ class _Run:
         )
         # The last step is kept too: a run killed while it scores or writes its model does not train again.
         if last or stopping or state.step % config.checkpoint_every == 0:
-            save_checkpoint(self.state_dir, engine, state)
-            self.metrics.restart()
+            self._keep()
         if stopping and not last:
-            done = f"step {state.step} of {config.steps}"
-            raise Stopped(f"{self.stage.name} stopped after {done}; a checkpoint is written")
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Between two steps, on all ranks.
+
+        Raises:
+            Stopped: always; there is a checkpoint of the last step.
+        """
+        done, steps = self.state.step, self.config.steps
+        if not done:
+            raise Stopped(f"{self.stage.name} stopped before step 1 of {steps}")
+        if done != self._kept:
+            self._keep()
+        raise Stopped(f"{self.stage.name} stopped after step {done} of {steps}; a checkpoint is written")
+
+    def _keep(self) -> None:
+        save_checkpoint(self.state_dir, self.engine, self.state)
+        self._kept = self.state.step
+        self.metrics.restart()
 
     def _update(self, reading: Reading, rate: float) -> tuple[float, float]:
         """Gradients of all micro-batches, then the optimiser; returns loss and gradient norm before clipping."""

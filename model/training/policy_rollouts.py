@@ -15,6 +15,7 @@ from model.training.policy_config import RolloutConfig
 from model.training.policy_store import Group, RolloutStore
 from model.training.rollout import Query, Response, RolloutEngine
 from model.training.sampling import Sampling
+from model.training.stopping import Interrupted, stop_requested
 
 Progress = Callable[[str, int, int], None]
 _Value = TypeVar("_Value")
@@ -87,6 +88,9 @@ class Rollouts:
             iteration: number, from 0.
             rows: index of the row of every query.
             ready: makes the network ready to be run outside of its engine.
+
+        Raises:
+            Interrupted: a process was asked to stop. The parts that were complete are stored.
         """
         groups = self.stored(iteration)
         missing = [query for query in range(len(rows)) if query not in groups]
@@ -96,21 +100,36 @@ class Rollouts:
                     for group in self._part(iteration, part, rows):
                         groups[group.query] = group
                     self._progress(f"rollout {iteration + 1}", len(groups), len(rows))
+                    self.stop_if_requested()
         return [groups[query] for query in range(len(rows))]
 
     def _part(self, iteration: int, part: Sequence[tuple[int, int]], rows: Sequence[int]) -> list[Group]:
-        """Answer, judge, gather and store (query, occurrence) pairs."""
-        mine = part[self.rank :: self.ranks]
-        groups = []
-        if mine:
-            seed = _seed(self.seed, iteration, mine[0][1])
-            queries = [Query(self.rows[rows[query]]) for query, _ in mine]
-            answers = self.engine.sample(queries, self.config.responses, self._sampling, seed)
-            groups = self._judged([(query, rows[query]) for query, _ in mine], answers)
-        together = sorted((g for found in self.from_all(groups) for g in found), key=lambda group: group.query)
+        """Answer, judge, gather and store (query, occurrence) pairs.
+
+        Raises:
+            Interrupted: a process gave its share up; nothing of the part is stored.
+        """
+        found = self.from_all(self._share(iteration, part[self.rank :: self.ranks], rows))
+        whole = [groups for groups in found if groups is not None]
+        if len(whole) < len(found):
+            # Not even what others have of it: a part that is cut otherwise later would be rounded otherwise.
+            raise Interrupted
+        together = sorted((group for groups in whole for group in groups), key=lambda group: group.query)
         if self.rank == 0:
             self.store.save(iteration, together)
         return together
+
+    def _share(self, iteration: int, mine: Sequence[tuple[int, int]], rows: Sequence[int]) -> list[Group] | None:
+        """This process's groups of a part; None when it was asked to stop: the others must hear of it first."""
+        if not mine:
+            return []
+        seed = _seed(self.seed, iteration, mine[0][1])
+        queries = [Query(self.rows[rows[query]]) for query, _ in mine]
+        try:
+            answers = self.engine.sample(queries, self.config.responses, self._sampling, seed)
+        except Interrupted:
+            return None
+        return self._judged([(query, rows[query]) for query, _ in mine], answers)
 
     def _judged(self, queries: Sequence[tuple[int, int]], answers: Sequence[Sequence[Response]]) -> list[Group]:
         asked = [
@@ -142,6 +161,15 @@ class Rollouts:
             cut,
             ["" if v.reward is not None else f"row {self.rows[row]['id']}: {v.failure}" for v in verdicts],
         )
+
+    def stop_if_requested(self) -> None:
+        """Called by all processes together.
+
+        Raises:
+            Interrupted: on all of them, when one was asked to stop.
+        """
+        if any(self.from_all(stop_requested())):
+            raise Interrupted
 
     def from_first(self, value: _Value) -> _Value:
         """What the first process has."""

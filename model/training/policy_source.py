@@ -113,6 +113,7 @@ class RolloutSource:
 
         Raises:
             InputError: a checkpoint lies in the middle of an iteration whose rollouts are gone.
+            Interrupted: the process was asked to stop before an iteration was ready to learn from.
         """
         iteration: Iteration | None = None
         coming: Future[list[TreeBatch]] | None = None
@@ -154,6 +155,7 @@ class RolloutSource:
             raise InputError(f"{self._store.directory}: iteration {iteration.number} is incomplete; start over")
         mine: dict[int, np.ndarray] = {}
         for part in range(1, self.steps):
+            rollouts.stop_if_requested()
             mine |= self._log_probabilities(iteration, part)
         old = {slot: values for found in rollouts.from_all(mine) for slot, values in found.items()}
         if self.rank == 0:

@@ -18,6 +18,7 @@ from model.families.decoding import DecodingBatch, Prompt, check_context, contin
 from model.families.interface import Network, Processor, Sample
 from model.training.attention import NAME as PACKED
 from model.training.sampling import Sampling, draw, sampleable_ids, uniforms
+from model.training.stopping import give_up_if_requested
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class RolloutEngine(Protocol):
 
         Raises:
             InputError: names the row that cannot be used, or whose prompt exceeds the context.
+            Interrupted: the process was asked to stop while it trains.
         """
 
     def refresh(self, network: Network) -> None:
@@ -159,6 +161,7 @@ class NetworkSampler:
         log_probabilities: list[list[float]] = [[] for _ in limits]
 
         def choose(logits_BV: Tensor, active: list[int]) -> list[int]:
+            give_up_if_requested()
             logits_BV = logits_BV.float()
             total_B = logits_BV.logsumexp(1)
             if not bool((finite_B := total_B.isfinite()).all()):

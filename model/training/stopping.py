@@ -1,7 +1,8 @@
-"""A polite end of training: SIGTERM asks for it, the loop answers after an optimiser step with a checkpoint.
+"""A polite end of training: SIGTERM asks for it, the loop answers with a checkpoint.
 
 Contract: the loop trains under ``with watch():``, asks ``stop_requested()`` after every optimiser step (ranks agree
-first: one of them may see the signal a step before the others), writes a checkpoint and raises ``Stopped``. Whoever
+first: one of them may see the signal a step before the others), writes a checkpoint and raises ``Stopped``. What takes
+long between two steps (a rollout) asks too, and gives up with ``Interrupted``, which the loop answers likewise. Whoever
 runs the step turns that into exit status 143. Imports no torch.
 """
 
@@ -24,9 +25,23 @@ class Stopped(Exception):
     """
 
 
+class Interrupted(Exception):
+    """Work between two optimiser steps was given up because this process was asked to stop; what it stored is whole."""
+
+
 def stop_requested() -> bool:
-    """Whether SIGTERM has reached this process since ``watch`` began."""
+    """Whether SIGTERM has reached this process since ``watch`` began; False outside of one."""
     return _requested.is_set()
+
+
+def give_up_if_requested() -> None:
+    """For work that may be given up anywhere.
+
+    Raises:
+        Interrupted: ``stop_requested()``.
+    """
+    if stop_requested():
+        raise Interrupted
 
 
 @contextmanager
@@ -49,7 +64,9 @@ def watch() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
-        if _requested.is_set() and not answered:
+        unanswered = stop_requested() and not answered
+        _requested.clear()
+        if unanswered:
             signal.raise_signal(signal.SIGTERM)
 
 

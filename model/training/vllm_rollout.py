@@ -7,10 +7,14 @@ Images are sent as they are stored; the server must read every prompt as the tra
 
 import base64
 import json
+import socket
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from hashlib import sha256
+from threading import Lock
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import httpx
 
@@ -19,8 +23,11 @@ from model.data.schema import IMAGE_PLACEHOLDER, Row
 from model.families.interface import Network, Processor
 from model.training.rollout import Query, Response, prefix_ids
 from model.training.sampling import Sampling, sampleable_ids
+from model.training.stopping import give_up_if_requested
 
 _MOST_REPLY_BYTES = 1 << 30
+_ASKED_EVERY_S = 0.2
+"""How often somebody who waits for answers looks whether the run is to stop."""
 
 
 class WeightTransfer(Protocol):
@@ -46,6 +53,8 @@ class VllmServer:
         # A neighbour, never behind a proxy of the environment.
         self._client = httpx.Client(base_url=url, timeout=httpx.Timeout(timeout_s, connect=5.0), trust_env=False)
         self.url = url
+        self._connections: WeakSet[socket.socket] = WeakSet()
+        self._lock, self._given_up = Lock(), False
 
     def post(self, path: str, body: dict[str, Any] | None = None, **query: str) -> Any:
         """The JSON of the reply; None of an empty one.
@@ -65,7 +74,8 @@ class VllmServer:
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None, query: Any = None) -> Any:
         try:
-            with self._client.stream(method, path, json=body, params=query) as reply:
+            trace = {"trace": self._note_connection}
+            with self._client.stream(method, path, json=body, params=query, extensions=trace) as reply:
                 content = self._read(reply, path)
         except httpx.HTTPError as error:
             raise InputError(f"vLLM at {self.url}: {path}: {type(error).__name__}: {error}") from error
@@ -86,9 +96,31 @@ class VllmServer:
                 raise InputError(f"vLLM at {self.url}: {path}: the reply has more than {_MOST_REPLY_BYTES} bytes")
         return b"".join(parts)
 
+    def _note_connection(self, event: str, info: dict[str, Any]) -> None:
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            connection = info["return_value"].get_extra_info("socket")
+            with self._lock:
+                self._connections.add(connection)
+                if self._given_up:
+                    _shut(connection)
+
+    def give_up(self) -> None:
+        """End the requests that other threads wait for: each fails at once, and the server drops its work. For good:
+        later ones fail too."""
+        with self._lock:
+            self._given_up = True
+            for connection in self._connections:
+                _shut(connection)
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+
+def _shut(connection: socket.socket) -> None:
+    # Closing alone would leave a thread waiting that reads from it.
+    with suppress(OSError):  # it is closed already
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class VllmSampler:
@@ -141,9 +173,17 @@ class VllmSampler:
 
         Raises:
             InputError: names the row that cannot be asked or whose prompt the server reads otherwise than the trainer.
+            Interrupted: the process was asked to stop while it trains.
         """
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="vllm") as pool:
-            return list(pool.map(lambda query: self._group(query, count, sampling, seed), queries))
+            asked = [pool.submit(self._group, query, count, sampling, seed) for query in queries]
+            try:
+                return [_awaited(group) for group in asked]
+            except BaseException:
+                # The pool waits for what is running, which may take as long as the longest answers.
+                pool.shutdown(wait=False, cancel_futures=True)
+                self.server.give_up()
+                raise
 
     def _group(self, query: Query, count: int, sampling: Sampling, seed: int) -> list[Response]:
         prompt = [*self.processor.question(query.row).input_ids, *prefix_ids(self.processor, query)]
@@ -199,6 +239,12 @@ class VllmSampler:
             raise ValueError(f"{len(values)} log-probabilities of {len(ids)} tokens")
         reason = "stop" if choice["finish_reason"] == "stop" else "length"
         return Response(ids, values, self.processor.decode(ids), reason)
+
+
+def _awaited(group: "Future[list[Response]]") -> list[Response]:
+    while not wait([group], _ASKED_EVERY_S).done:
+        give_up_if_requested()
+    return group.result()
 
 
 def request_seed(seed: int, query: Query) -> int:

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import torch
 
-from benchmarks import mpo_step
+from benchmarks import harness, mpo_step
 from benchmarks.mpo_step import PAIRS_IN_STEP, measure, paired, prepare, rows_in_order, settings, train_ours
 from benchmarks.train_step import digits_of
 from components.collect.digits import digit_rows
@@ -49,7 +49,7 @@ def test_the_reference_counts_once_an_epoch(monkeypatch, tmp_path):
     steps = [{"seconds": s, "loss": 6.0 + s} for s in (9, 9, 9, 2, 2, 99)]
     said = {"steps": steps, "reference_seconds": 12.0, "peak_bytes": 3 << 20}
     done = subprocess.CompletedProcess([], 0, "noise\n" + json.dumps(said), "")
-    monkeypatch.setattr(mpo_step.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(harness.subprocess, "run", lambda *_, **__: done)
     found = measure("ours", tmp_path, settings(6))
     assert found.cached == pytest.approx(PAIRS_IN_STEP / 2), "warm-up and the last step do not count"
     assert found.speed == pytest.approx(PAIRS_IN_STEP / (2 + 12 / 6))
@@ -58,6 +58,6 @@ def test_the_reference_counts_once_an_epoch(monkeypatch, tmp_path):
 
 def test_a_process_that_fails_says_why(monkeypatch, tmp_path):
     done = subprocess.CompletedProcess([], 1, "", "Traceback\nout of memory")
-    monkeypatch.setattr(mpo_step.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(harness.subprocess, "run", lambda *_, **__: done)
     with pytest.raises(InputError, match="process of peer failed: out of memory"):
         measure("peer", tmp_path, settings(6))

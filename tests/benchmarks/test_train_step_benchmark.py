@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import train_step
+from benchmarks import harness, train_step
 from benchmarks.train_step import Measurement, Prepared, Shape, measure, padded, prepare, train_ours, training
 from components.collect.digits import FAMILIES, digit_rows
 from model.data.errors import InputError
@@ -46,7 +46,7 @@ def test_a_process_reports_its_steps_and_its_peak(monkeypatch, prepared):
     ]
     steps += [{"tokens": 10, "targets": 2, "seconds": 99, "mfu": 0.0}]
     done = subprocess.CompletedProcess([], 0, "noise\n" + json.dumps({"steps": steps, "peak_bytes": 3 << 20}), "")
-    monkeypatch.setattr(train_step.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(harness.subprocess, "run", lambda *_, **__: done)
     found = measure("ours", prepared, training(SMALL, prepared, 6))
     assert found == Measurement(10.0, 3.0, pytest.approx(0.3), 80, 16), "warm-up and the last step do not count"
 
@@ -54,11 +54,11 @@ def test_a_process_reports_its_steps_and_its_peak(monkeypatch, prepared):
 def test_the_peer_gets_as_many_rows_as_a_pack_holds(monkeypatch, prepared):
     jobs = []
 
-    def run(command, **_):
-        jobs.append(json.loads(command[-1]))
+    def run(command, *, input, **_):
+        jobs.append(json.loads(input))
         return subprocess.CompletedProcess(command, 1, "", "Traceback\nout of memory")
 
-    monkeypatch.setattr(train_step.subprocess, "run", run)
+    monkeypatch.setattr(harness.subprocess, "run", run)
     with pytest.raises(InputError, match="process of peer failed: out of memory"):
         measure("peer", prepared, training(SMALL, prepared, 6))
     config = json.loads(jobs[0]["config"])

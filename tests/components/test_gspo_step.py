@@ -74,11 +74,20 @@ class Server:
     """Stands for a vLLM server: reads prompts as the processor does, and answers with numbers."""
 
     calls: ClassVar[list[str]] = []
+    made: ClassVar[list["Server"]] = []
 
     def __init__(self, url, processor):
-        self.url, self.processor = url, processor
+        self.url, self.processor, self.open = url, processor, True
+        self.made.append(self)
+
+    def give_up(self):
+        pass
+
+    def close(self):
+        self.open = False
 
     def post(self, path, body=None, **_query):
+        assert self.open
         self.calls.append(path)
         if path == "/collective_rpc":
             assert load_network(Path(body["kwargs"]["weights_path"])) is not None
@@ -109,6 +118,26 @@ def test_a_server_samples_with_the_weights_of_the_moment(asked, heldout, random_
     assert Server.calls.count("/v1/chat/completions") == 8
     learned = [record for record in result.history if record["learning"]]
     assert learned and all(record["mismatch"] > 0.1 and 0 < record["importance"] <= 2 for record in learned)
+    assert [server.open for server in Server.made] == [False]
+
+
+def test_a_server_that_fails_is_left_without_connections(asked, heldout, random_models, context, tmp_path, monkeypatch):
+    made = []
+
+    class Absent(step.VllmServer):
+        def __init__(self, url):
+            super().__init__(url)
+            made.append(self)
+
+    monkeypatch.setattr(step, "VllmServer", Absent)
+    server = RolloutServer(url="http://127.0.0.1:9", model="m")
+    plan = CONFIG.rollout.model_copy(update={"server": server, "importance_cap": 2.0})
+    config = CONFIG.model_copy(update={"rollout": plan})
+    with pytest.raises(InputError, match="ConnectError"):
+        run(config, rows=asked[0], heldout=heldout, init=random_models[0], model=tmp_path / "model", context=context)
+    (server,) = made
+    with pytest.raises(RuntimeError, match="client has been closed"):
+        server.get("/health")
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,13 @@ def scorers(tmp_path, monkeypatch):
         "    if prediction == 'leave': os._exit(3)\n"
         "    if prediction == 'print': print('{}', flush=True)\n"
         "    if prediction == 'sleep': time.sleep(3600)\n"
+        "    if prediction == 'stop': os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    if prediction == 'close': os.closerange(0, 64); time.sleep(3600)\n"
+        "    if prediction == 'stutter':\n"
+        "        frame = sys._getframe()\n"
+        "        while 'replies' not in frame.f_locals: frame = frame.f_back\n"
+        "        os.write(frame.f_locals['replies'].fileno(), b'{')\n"
+        "        os.kill(os.getpid(), signal.SIGSTOP)\n"
         "    return float(prediction == '8')\n"
         "if sys.argv[:1] == ['-m']:\n"
         "    import scoring.text\n"
@@ -105,12 +112,58 @@ def test_a_scorer_that_raises_hangs_or_dies_costs_one_answer(scorers, text, reas
     assert failed.failed is not None and failed.failed.startswith(reason)
 
 
-def test_a_scorer_that_takes_no_processor_time_is_waited_for_by_the_clock(scorers, monkeypatch):
-    assert scorers.ask([exact("8")]) == [Verdict(1.0, True)]
+@pytest.fixture
+def impatient(monkeypatch):
+    """Workers that are waited for no longer than 0.6 s."""
     monkeypatch.setattr("scoring.judge._CLOCK_FACTOR", 2)
-    assert scorers.ask([exact("sleep")]) == [Verdict(failed="no answer within 0.6 s")]
-    monkeypatch.undo()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("text", ["sleep", "stop", "stutter"])
+def test_a_scorer_that_takes_no_processor_time_is_waited_for_by_the_clock(scorers, impatient, text):
+    late = Verdict(failed="no answer within 0.6 s")
+    assert scorers.ask([exact("8"), exact(text), exact("8")]) == [Verdict(1.0, True), late, Verdict(1.0, True)]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("length", [1, 1_000_000])
+def test_a_process_that_is_stopped_between_two_answers_costs_one_and_another_goes_on(scorers, impatient, length):
+    """A pipe holds the short answer, and not the long one."""
+    before = set(children_of(os.getpid()))
     assert scorers.ask([exact("8")]) == [Verdict(1.0, True)]
+    (worker,) = set(children_of(os.getpid())) - before
+    os.kill(worker, signal.SIGSTOP)
+    verdicts = scorers.ask([exact("9" * length), exact("8")])
+    assert verdicts == [Verdict(failed="no answer within 0.6 s"), Verdict(1.0, True)]
+    assert not alive(worker)
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_is_stopped_while_it_starts_is_replaced(tmp_path, monkeypatch):
+    stopping_once(tmp_path, monkeypatch, signal.SIGSTOP)
+    monkeypatch.setattr("scoring.judge._START_SECONDS", 5)
+    held = Judges(1)
+    assert held.ask([RIGHT]) == [Verdict(1.0, True)]
+    held.close()
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_closes_its_output_and_lives_is_ended(scorers):
+    closed = Verdict(failed="its process closed its output")
+    assert scorers.ask([exact("close"), exact("8")]) == [closed, Verdict(1.0, True)]
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_no_signal_ends_is_left_to_the_kernel(scorers, impatient, monkeypatch):
+    before = set(children_of(os.getpid()))
+    assert scorers.ask([exact("8")]) == [Verdict(1.0, True)]
+    (worker,) = set(children_of(os.getpid())) - before
+    with monkeypatch.context() as patched:
+        # As one is that waits for a disk or a network file system which does not answer.
+        patched.setattr("scoring.judge.subprocess.Popen.kill", lambda self: None)
+        assert scorers.ask([exact("sleep"), exact("8")])[1] == Verdict(1.0, True)
+        assert alive(worker)
+    os.kill(worker, signal.SIGKILL)
 
 
 def test_what_a_scorer_prints_does_not_stand_between_the_verdicts(scorers):
@@ -177,13 +230,18 @@ def test_a_judge_outlives_the_thread_that_first_asked_it():
     held.close()
 
 
-def test_a_judge_that_is_killed_while_it_starts_is_started_again(tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, pathlib, signal\n"
-        f"place = pathlib.Path({str(tmp_path / 'started')!r})\n"
-        "if not place.exists(): place.touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
+def stopping_once(directory, monkeypatch, number):
+    """The first process that starts from now on gets a signal as it does."""
+    (directory / "sitecustomize.py").write_text(
+        "import os, pathlib\n"
+        f"place = pathlib.Path({str(directory / 'started')!r})\n"
+        f"if not place.exists(): place.touch(); os.kill(os.getpid(), {int(number)})\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(directory))
+
+
+def test_a_judge_that_is_killed_while_it_starts_is_started_again(tmp_path, monkeypatch):
+    stopping_once(tmp_path, monkeypatch, signal.SIGKILL)
     held = Judges(1)
     assert held.ask([RIGHT]) == [Verdict(1.0, True)]
     held.close()

@@ -11,7 +11,8 @@ from model.data.errors import InputError
 from model.families.generation import Prompt, decode
 from model.families.opening import load_network, load_processor
 from model.training.batches import pack, pad
-from tests.tiny import picture, question_row, random_model
+from tests.tiny import byte_tokenizer, picture, question_row, random_model
+from tests.tiny_flash import random_flash_model
 from tests.tiny_qwen import mixed_row, save_stock
 
 SOLUTIONS = ["I see 3.\n\nSo it is 3.\n\n3", "3", "It may be\n\n4"]
@@ -29,7 +30,7 @@ def step_by_step(network, processor, row, solution) -> list[float]:
     plus, minus = (processor.tokenizer.token_to_id(verdict) for verdict in "+-")
     for number in range(1, len(steps) + 1):
         messages = critic_messages(row["messages"][0]["content"], steps[:number], ["+"] * number)
-        sample = processor.question({**row, "messages": messages})
+        (sample,) = network.prepare([processor.question({**row, "messages": messages})])
         batch = pad([sample], "token", processor.eos_token_id)
         batch.inputs.keep = torch.tensor([len(sample.input_ids) - 1])
         logits = network.head(network.hidden(batch.inputs).states)[0]
@@ -55,6 +56,21 @@ def test_a_qwen_is_a_critic_too(generation, tmp_path, rng):
     row = mixed_row("r1", rng, "i", "3")
     (score,) = Critic(network, processor).scores(row, SOLUTIONS[:1])
     assert score.steps == pytest.approx(step_by_step(network, processor, row, SOLUTIONS[0]), abs=1e-5)
+
+
+@torch.no_grad()
+def test_a_critic_that_routes_sees_every_tile_once(row, monkeypatch):
+    network, processor = random_flash_model(byte_tokenizer())
+    rng = np.random.default_rng(3)
+    blind, wide = question_row("r2", [], "3"), question_row("r3", [picture(rng, 2, 2), picture(rng)], "3")
+    passed, tower = [], network.patches
+    monkeypatch.setattr(network, "patches", lambda tiles: passed.append(len(tiles)) or tower(tiles))
+    for asked in (row, blind, wide):
+        passed.clear()
+        scores = Critic(network, processor, 2).scores(asked, SOLUTIONS)
+        assert sum(passed) == len(SOLUTIONS) * processor.question(asked).units
+        for score, solution in zip(scores, SOLUTIONS, strict=True):
+            assert score.steps == pytest.approx(step_by_step(network, processor, asked, solution), abs=1e-5)
 
 
 def test_neither_neighbours_nor_their_number_change_a_score(tiny_model, row):
@@ -124,7 +140,6 @@ def test_a_critic_trained_on_separable_steps_tells_right_from_wrong(tmp_path, mo
     from model.flash.checkpoint import save_model
     from model.training.config import TrainingConfig
     from model.training.loop import supervised_stage, train
-    from tests.tiny import byte_tokenizer
 
     # The published instructions are a thousand bytes, which a byte-level model reads at a thousand tokens a row.
     monkeypatch.setattr("model.critic.solutions.CRITIC_SYSTEM_PROMPT", "Judge.")

@@ -1,6 +1,8 @@
 """What two ranks of one torchrun do for test_policy_distributed.py: learn from rollouts in several ways."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -8,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from model.flash.build import build_model
+from model.training import rollout as rollouts
 from model.training.engine import world
+from model.training.stopping import Stopped
 from tests.model.training.policy_runs import even_share, queries, rollout, run, training
 from tests.tiny import byte_tokenizer, tiny_config
 
@@ -18,6 +22,7 @@ CASES = {
     "zero3": {"zero": {"stage": 3}},
     "zero3 half": {"zero": {"stage": 3}, "precision": "bfloat16"},
 }
+ASKED_TO_STOP = ("copies", "zero3")
 PLAN = {"prompts": 4, "responses": 4, "max_new_tokens": 6, "kept_together": 1}
 SETTINGS = {"steps": 6, "batch_size": 8, "micro_batch_size": 3, "learning_rate": 1e-4, "checkpoint_every": 3}
 """Two steps an iteration; checkpoints after its first step and after its second."""
@@ -55,8 +60,28 @@ def learn(changes: dict, state_dir: Path, stop_at: int | None = None):
     )
 
 
+def learn_asked_to_stop(changes: dict, state_dir: Path) -> str:
+    """Rank 1 alone is asked to stop, by its 14th token, in the second iteration; what this rank says then."""
+    draw, tokens = rollouts.draw, iter(range(14))
+
+    def asking(*given):
+        if next(tokens, None) is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(*given)
+
+    if world()[0] == 1:
+        rollouts.draw = asking
+    try:
+        learn(changes, state_dir)
+    except Stopped as stopped:
+        return str(stopped)
+    finally:
+        rollouts.draw = draw
+    return "did not stop"
+
+
 def main(out: Path) -> None:
-    """Run every case whole, and stopped in the middle of an iteration; rank 0 notes the results."""
+    """Run every case whole, stopped in the middle of an iteration, and asked to stop in a rollout; rank 0 notes it."""
     found = {}
     for name, changes in CASES.items():
         network, state, memory = learn(changes, out / "whole" / name)
@@ -71,6 +96,10 @@ def main(out: Path) -> None:
             "same_weights": same,
             "same_counts": memory.state() == counted.state(),
         }
+        if name in ASKED_TO_STOP:
+            found[name]["said"] = learn_asked_to_stop(changes, out / "asked" / name)
+            _, resumed, counted = learn(changes, out / "asked" / name)
+            found[name]["after_request"] = [resumed.history, memory.state() == counted.state()]
         if world()[0] == 0:
             save_file({n: p.detach().contiguous() for n, p in network.named_parameters()}, out / f"{name}.safetensors")
     if world()[0] == 0:

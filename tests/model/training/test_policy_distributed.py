@@ -53,6 +53,12 @@ def test_ranks_that_were_stopped_go_on_bit_for_bit(found, name):
     assert found[name]["same_weights"] and found[name]["same_counts"]
 
 
+@pytest.mark.parametrize("name", policy_on_ranks.ASKED_TO_STOP)
+def test_ranks_of_which_one_was_asked_to_stop_in_a_rollout_stop_together_and_go_on(found, name):
+    assert found[name]["said"] == "gspo stopped after step 2 of 6; a checkpoint is written"
+    assert found[name]["after_request"] == [found[name]["history"], True]
+
+
 def test_half_precision_learns_too(found):
     """Its weights are rounded, and so are its answers: only what does not depend on them is the same."""
     for record in found["zero3 half"]["history"]:

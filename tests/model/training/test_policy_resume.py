@@ -1,5 +1,8 @@
 """A run of rollouts that ends in any phase goes on as it was; what is stored for that, and for how long."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +10,12 @@ from safetensors.numpy import save_file
 
 from model.data.errors import InputError
 from model.flash.build import build_model
+from model.training import rollout as rollouts
+from model.training.policy_source import RolloutSource
 from model.training.policy_store import Group, RolloutStore
 from model.training.rollout import NetworkSampler
-from tests.model.training.policy_runs import Recited, babble, even_share, run, training
+from model.training.stopping import Stopped
+from tests.model.training.policy_runs import Recited, babble, even_share, rollout, run, training
 from tests.tiny import byte_tokenizer, tiny_config
 
 
@@ -68,6 +74,65 @@ def test_a_run_that_ended_in_any_phase_goes_on_bit_for_bit(tmp_path, whole, phas
     assert state.history == whole[1].history
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), whole[0].parameters(), strict=True))
     assert memory.state() == whole[2].state(), "no answer is counted twice, none is lost"
+
+
+class Asking:
+    """A function during whose ``at``-th call (from 0) the process is asked to stop; it counts its calls."""
+
+    def __init__(self, call, at):
+        self.call, self.at, self.calls = call, at, 0
+
+    def __call__(self, *given):
+        if self.calls == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self.calls += 1
+        return self.call(*given)
+
+
+@pytest.mark.parametrize(
+    ("at", "where", "checkpoints"),
+    [(1, "before step 1 of 6", []), (20, "after step 2 of 6; a checkpoint is written", ["checkpoint-00000002"])],
+)
+def test_sigterm_ends_a_rollout_before_its_next_token(tmp_path, whole, monkeypatch, at, where, checkpoints):
+    """A part is at most six tokens long, an iteration two parts: token 20 is one of the second iteration."""
+    draw = Asking(rollouts.draw, at)
+    monkeypatch.setattr(rollouts, "draw", draw)
+    with pytest.raises(Stopped, match=f"gspo stopped {where}$"):
+        run(tmp_path, config=training(steps=6))
+    assert draw.calls == at + 1
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == checkpoints
+    monkeypatch.undo()
+    network, state, memory = run(tmp_path, config=training(steps=6))
+    assert state.history == whole[1].history
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), whole[0].parameters(), strict=True))
+    assert memory.state() == whole[2].state(), "no answer is counted twice, none is lost"
+
+
+def test_sigterm_to_an_engine_that_does_not_look_ends_the_rollout_with_its_part(tmp_path):
+    first = Recited(babble)
+    first.sample = Asking(first.sample, 2)
+    with pytest.raises(Stopped, match="after step 2 of 4"):
+        run(tmp_path, engine=first)
+    assert first.sample.calls == 3, "the third of four queries"
+    second = Recited(babble)
+    run(tmp_path, engine=second)
+    assert len(second.asked) == 1, "what was answered is stored"
+
+
+def test_sigterm_ends_the_pass_before_the_first_update(tmp_path, monkeypatch):
+    """Three steps an iteration, so that the pass has two to measure."""
+    config, plan = training(steps=3), rollout(prompts=3)
+    expected = run(tmp_path / "whole", config=config, plan=plan, engine=Recited(babble))[1].history
+    measure = RolloutSource._log_probabilities
+    asking = Asking(measure, 0)
+    monkeypatch.setattr(RolloutSource, "_log_probabilities", lambda *given: asking(*given))
+    with pytest.raises(Stopped, match="before step 1 of 3"):
+        run(tmp_path / "asked", config=config, plan=plan, engine=Recited(babble))
+    assert asking.calls == 1
+    monkeypatch.undo()
+    again = Recited(babble)
+    assert run(tmp_path / "asked", config=config, plan=plan, engine=again)[1].history == expected
+    assert again.asked == []
 
 
 def test_stored_answers_are_not_sampled_again(tmp_path):

@@ -1,7 +1,10 @@
 """What is sent to a vLLM server, without one: messages, seeds, refusals, and the order of a transfer over NCCL."""
 
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
+import os
+import signal
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from threading import Event, Thread, Timer
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from model.data.errors import InputError
 from model.training.rollout import Query
 from model.training.sampling import Sampling
+from model.training.stopping import Interrupted, Stopped, watch
 from model.training.vllm_rollout import VllmSampler, VllmServer, conversation, request_seed
 from model.training.weight_transfer import NcclTransfer
 from tests.tiny import picture, question_row
@@ -60,6 +64,9 @@ class Replies:
     def post(self, path, body):
         self.body = body
         return self._reply
+
+    def give_up(self):
+        self.given_up = True
 
 
 def choice(index, ids, values):
@@ -112,6 +119,61 @@ def test_a_server_that_is_something_else_is_one_line():
         Thread(target=server.handle_request, daemon=True).start()
         with pytest.raises(InputError, match="/pause: the reply is not JSON: <html> welcome"):
             VllmServer(f"http://127.0.0.1:{server.server_port}").post("/pause")
+
+
+@pytest.fixture
+def silent():
+    """A server that reads a request and never answers, and an event: it was left alone."""
+    left = Event()
+
+    class Silent(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if not self.rfile.read(1):
+                left.set()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield VllmServer(f"http://127.0.0.1:{server.server_port}"), left
+        server.shutdown()
+
+
+def after_half_a_second(number):
+    Timer(0.5, os.kill, (os.getpid(), number)).start()
+
+
+def seconds_of_sampling(engine, queries, expected):
+    started = time.monotonic()
+    with pytest.raises(expected):
+        engine.sample(queries, 2, Sampling(), 0)
+    return time.monotonic() - started
+
+
+QUERIES = [Query(question_row(f"r{number}", [], "a")) for number in range(4)]
+
+
+@pytest.mark.timeout(30)
+def test_sigterm_in_training_does_not_wait_for_a_server(tiny_model, silent):
+    server, left = silent
+    engine = VllmSampler(server, tiny_model[1], 300, 2048, None, model="m", concurrency=2)
+    after_half_a_second(signal.SIGTERM)
+    with pytest.raises(Stopped), watch():
+        assert seconds_of_sampling(engine, QUERIES, Interrupted) < 5
+        raise Stopped
+    assert left.wait(5), "it can give its work up"
+
+
+@pytest.mark.timeout(30)
+def test_an_interrupt_or_a_row_that_fails_does_not_wait_for_a_server(tiny_model, silent):
+    engine = VllmSampler(silent[0], tiny_model[1], 300, 2048, None, model="m", concurrency=4)
+    after_half_a_second(signal.SIGINT)
+    assert seconds_of_sampling(engine, QUERIES, KeyboardInterrupt) < 5
+    engine.server = VllmServer(silent[0].url)
+    broken = Query(question_row("r", [], "a"), prefix="<|im_end|>")
+    assert seconds_of_sampling(engine, [broken, *QUERIES], InputError) < 5
 
 
 @pytest.mark.parametrize("refused", ["/init_weight_transfer_engine", "/update_weights"])
