@@ -233,7 +233,7 @@ def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(built, world
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["kills"] == 5 and found["seconds"] < 2, "a request to stop is no slower than a kill"
+    assert found["kills"] == 5 and found["seconds"] < 5, "a request to stop is no slower than a kill"
     assert identities(tmp_path / "pairs", tmp_path / "rollouts") == identities(*built[:2])
 
 

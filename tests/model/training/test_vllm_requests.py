@@ -141,13 +141,12 @@ def silent():
         server.shutdown()
 
 
-def after_half_a_second(number):
-    Timer(0.5, os.kill, (os.getpid(), number)).start()
-
-
-def seconds_of_sampling(engine, queries, expected):
+def seconds_of_sampling(engine, queries, expected, number=None):
+    """How long it takes to fail; after half a second this process gets the signal ``number``."""
     started = time.monotonic()
     with pytest.raises(expected):
+        if number is not None:
+            Timer(0.5, os.kill, (os.getpid(), number)).start()
         engine.sample(queries, 2, Sampling(), 0)
     return time.monotonic() - started
 
@@ -159,9 +158,8 @@ QUERIES = [Query(question_row(f"r{number}", [], "a")) for number in range(4)]
 def test_sigterm_in_training_does_not_wait_for_a_server(tiny_model, silent):
     server, left = silent
     engine = VllmSampler(server, tiny_model[1], 300, 2048, None, model="m", concurrency=2)
-    after_half_a_second(signal.SIGTERM)
     with pytest.raises(Stopped), watch():
-        assert seconds_of_sampling(engine, QUERIES, Interrupted) < 5
+        assert seconds_of_sampling(engine, QUERIES, Interrupted, signal.SIGTERM) < 5
         raise Stopped
     assert left.wait(5), "it can give its work up"
 
@@ -169,8 +167,7 @@ def test_sigterm_in_training_does_not_wait_for_a_server(tiny_model, silent):
 @pytest.mark.timeout(30)
 def test_an_interrupt_or_a_row_that_fails_does_not_wait_for_a_server(tiny_model, silent):
     engine = VllmSampler(silent[0], tiny_model[1], 300, 2048, None, model="m", concurrency=4)
-    after_half_a_second(signal.SIGINT)
-    assert seconds_of_sampling(engine, QUERIES, KeyboardInterrupt) < 5
+    assert seconds_of_sampling(engine, QUERIES, KeyboardInterrupt, signal.SIGINT) < 5
     engine.server = VllmServer(silent[0].url)
     broken = Query(question_row("r", [], "a"), prefix="<|im_end|>")
     assert seconds_of_sampling(engine, [broken, *QUERIES], InputError) < 5
