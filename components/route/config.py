@@ -25,7 +25,7 @@ class RouteConfig(Section):
     """How a tile gets its label."""
     compress_above: float | None = Field(0.5, ge=0, le=1)
     """A tile is compressed when the router's P(compress) is at least this: absolute and per tile, so that no batch
-    neighbour changes an answer. None with ``calibration``."""
+    neighbour changes an answer; 1 compresses nothing. None with ``calibration``."""
     calibration: CalibrationConfig | None = None
     """Chooses the threshold by what it costs."""
     compared_rows: int = Field(32, ge=0)
