@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,14 +14,27 @@ from components.scoring_table import score_row
 from model.data.errors import InputError
 from model.data.schema import Row
 from model.families.generation import answer_rows
-from model.flash.decisions import Decision
+from model.flash.decisions import NOTHING, Decision
 from model.flash.network import FlashModel
 from model.flash.processor import FlashProcessor
 
 _SHARES = tuple(step / 40 for step in range(1, 41))
 """Shares of the tiles that hold something which candidates compress."""
-_NOTHING = 1.0
-"""Compresses nothing: only a router that is beyond doubt says 1."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A threshold, and what it was chosen by.
+
+    Attributes:
+        threshold: of P(compress); ``NOTHING`` where no other keeps enough of the score.
+        full: mean score of the rows at full resolution. Of 0 there is nothing to keep, so nothing is compressed.
+        routed: mean score of the rows under the threshold.
+    """
+
+    threshold: float
+    full: float
+    routed: float
 
 
 def set_apart(rows: Sequence[Row], number: int) -> tuple[list[Row], list[Row]]:
@@ -44,9 +58,9 @@ def choose_threshold(
     rows: Sequence[Row],
     config: CalibrationConfig,
     progress: ProgressFunction,
-) -> float:
+) -> Calibration:
     """The lowest threshold, from the top down, at which the mean score of ``rows`` stays at ``config.retain`` of that
-    at full resolution; 1 where the first already costs more. The network's own decision is kept.
+    at full resolution. The network's own decision is kept.
 
     Raises:
         InputError: names the row that cannot be scored or whose media cannot be read.
@@ -54,11 +68,13 @@ def choose_threshold(
     own = network.decision
     try:
         full = _score(network, processor, rows, None, progress)
-        chosen = _NOTHING
-        for threshold in _candidates(network, processor, rows):
-            if _score(network, processor, rows, threshold, progress) < config.retain * full:
+        chosen = Calibration(NOTHING, full, full)
+        # Of a score of 0 every threshold keeps every share: the rows tell none from another.
+        for threshold in _candidates(network, processor, rows) if full else ():
+            routed = _score(network, processor, rows, threshold, progress)
+            if routed < config.retain * full:
                 break
-            chosen = threshold
+            chosen = Calibration(threshold, full, routed)
     finally:
         network.route_by(own)
     return chosen

@@ -13,7 +13,7 @@ class CalibrationConfig(Section):
     rows: int = Field(256, ge=1)
     """Rows of the dataset that are set apart."""
     retain: float = Field(0.99, gt=0, le=1)
-    """Share of the score at full resolution that must be left."""
+    """Share of the score at full resolution that must be left; where that score is 0, nothing is compressed."""
 
 
 class RouteConfig(Section):

@@ -60,7 +60,9 @@ def run(
         return result
     threshold = config.compress_above
     if config.calibration is not None:
-        threshold = choose_threshold(network, processor, apart, config.calibration, context.progress)
+        chosen = choose_threshold(network, processor, apart, config.calibration, context.progress)
+        threshold = chosen.threshold
+        result.numbers |= {"calibration_mean_full": chosen.full, "calibration_mean": chosen.routed}
     result.numbers["compress_above"] = threshold
     if config.compared_rows:
         ratios = partial(

@@ -5,10 +5,10 @@ import pytest
 
 from components.context import no_progress
 from components.route import calibration
-from components.route.calibration import choose_threshold, set_apart
+from components.route.calibration import Calibration, choose_threshold, set_apart
 from components.route.config import CalibrationConfig, RouteConfig
 from model.data.errors import InputError
-from model.flash.decisions import Decision
+from model.flash.decisions import NOTHING, Decision
 from model.objectives.config import RouterObjective
 from model.training.config import TrainingConfig
 from tests.tiny import byte_tokenizer, picture, question_row
@@ -48,9 +48,17 @@ def test_as_many_tiles_are_compressed_as_keep_the_score(flash, monkeypatch, harm
     surest = [rows[i]["id"] for i in np.argsort(probabilities)[::-1]]
     answer_where_whole(monkeypatch, probabilities, set(surest[:harmless]))
     network.route_by(own := Decision(absolute_threshold=0.3))
-    threshold = choose_threshold(network, processor, rows, CalibrationConfig(rows=20, retain=retain), no_progress)
-    assert sum(probability >= threshold for probability in probabilities) == compressed
+    chosen = choose_threshold(network, processor, rows, CalibrationConfig(rows=20, retain=retain), no_progress)
+    assert sum(probability >= chosen.threshold for probability in probabilities) == compressed
+    assert (chosen.full, chosen.routed) == (1, 1 - max(0, compressed - harmless) / 20)
     assert network.decision == own
+
+
+def test_where_every_answer_is_wrong_in_full_nothing_is_compressed(flash, monkeypatch):
+    network, processor, rows, _ = flash
+    monkeypatch.setattr(calibration, "answer_rows", lambda _network, _processor, rows, **_: ["wrong"] * len(rows))
+    chosen = choose_threshold(network, processor, rows, CalibrationConfig(rows=20), no_progress)
+    assert chosen == Calibration(NOTHING, full=0, routed=0)
 
 
 def test_rows_are_set_apart_from_all_over_the_dataset_and_never_more_than_half():
