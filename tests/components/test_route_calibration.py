@@ -5,7 +5,7 @@ import pytest
 
 from components.context import no_progress
 from components.route import calibration
-from components.route.calibration import Calibration, choose_threshold, set_apart
+from components.route.calibration import Calibration, candidates, choose_threshold, set_apart
 from components.route.config import CalibrationConfig, RouteConfig
 from model.data.errors import InputError
 from model.flash.decisions import NOTHING, Decision
@@ -59,6 +59,38 @@ def test_where_every_answer_is_wrong_in_full_nothing_is_compressed(flash, monkey
     monkeypatch.setattr(calibration, "answer_rows", lambda _network, _processor, rows, **_: ["wrong"] * len(rows))
     chosen = choose_threshold(network, processor, rows, CalibrationConfig(rows=20), no_progress)
     assert chosen == Calibration(NOTHING, full=0, routed=0)
+
+
+def test_no_neighbour_changes_a_decision_at_a_threshold_that_was_chosen(flash, monkeypatch):
+    network, processor, rows, probabilities = flash
+    samples = [processor.question(row) for row in rows]
+    for harmless in range(1, 21):
+        surest = [rows[i]["id"] for i in np.argsort(probabilities)[::-1]]
+        answer_where_whole(monkeypatch, probabilities, set(surest[:harmless]))
+        config = CalibrationConfig(rows=20, retain=1.0)
+        chosen = choose_threshold(network, processor, rows, config, no_progress)
+        network.route_by(Decision(absolute_threshold=chosen.threshold))
+        decided = [
+            [
+                bool(made.media["compressed"][0])
+                for start in range(0, 20, size)
+                for made in network.prepare(samples[start : start + size])
+            ]
+            for size in (1, 2, 7, 20)
+        ]
+        assert decided == decided[:1] * 4 and sum(decided[0]) == harmless
+
+
+def test_candidates_stand_apart_from_every_probability_and_compress_ever_more():
+    probabilities = np.array([0.9, 0.900003, 0.6, 0.6, 0.3, 0.299995, 0.1])
+    told = np.array([True, True, False, True, True, True, True])
+    found = candidates(probabilities, told)
+    assert found == pytest.approx([0.75, 0.45, 0.2, 0.05], abs=1e-5)
+    assert [int((told & (probabilities >= threshold)).sum()) for threshold in found] == [2, 3, 5, 6]
+    assert candidates(probabilities, told & (probabilities > 0.8)) == pytest.approx([0.75], abs=1e-5)
+    assert candidates(np.array([1e-6, 0.5]), np.ones(2, bool)) == pytest.approx([0.25], abs=1e-5)
+    assert candidates(np.ones(3), np.ones(3, bool)) == [0.5]
+    assert candidates(probabilities, np.zeros(7, bool)) == candidates(np.zeros(0), np.zeros(0, bool)) == []
 
 
 def test_rows_are_set_apart_from_all_over_the_dataset_and_never_more_than_half():
