@@ -88,7 +88,7 @@ def report_of(line: Line, summary: Summary, profile: str) -> Report:
         trends=trends(summary),
         flash=_flash(line.lineage),
         kept=line.lineage["evaluate"]["numbers"].get("visual_tokens_kept"),
-        routed=_routed(line),
+        routed=routed_figures(line.output("collect", "heldout"), line.output("evaluate", "evaluation")),
         funnel=_funnel(line.lineage["curate"]["numbers"]),
         lineage=_nodes(line),
         examples=_examples(line),
@@ -126,15 +126,14 @@ def _flash(lineage: Mapping[str, dict[str, Any]]) -> list[FlashScore]:
     ]
 
 
-def _routed(line: Line) -> list[str]:
-    """The images that ``evaluate`` kept with the decision on every tile, drawn."""
-    rows = list(open_dataset(line.output("collect", "heldout")).rows())
-    evaluation = line.output("evaluate", "evaluation")
+def routed_figures(heldout: Path, evaluation: Path) -> list[str]:
+    """The rows that ``evaluate`` kept with the decision on every tile, all images of each drawn."""
+    rows = list(open_dataset(heldout).rows())
     answers = read_predictions(evaluation).answers
     figures = []
     for index, images in read_examples(evaluation, rows):
         question = question_of(rows[index])
-        figures.append(snippet(images[0], question.text, answers[index], question.truth))
+        figures.append(snippet(images, question.text, answers[index], question.truth))
     return figures
 
 
