@@ -10,7 +10,7 @@ from typing import Any
 from cli import charts
 from cli.curves import StageScore, Trend
 from cli.line import Line
-from cli.report import Example, FlashScore, Report
+from cli.report import Example, FlashScore, Measures, Report
 from cli.stage_curves import stage_pictures
 from cli.summary import HeldoutScore, StageSummary, Summary
 from components.predictions import read_predictions
@@ -87,6 +87,7 @@ def report_of(line: Line, summary: Summary, profile: str) -> Report:
         training=[(step, pictures) for step, pictures in training if pictures],
         trends=trends(summary),
         flash=_flash(line.lineage),
+        measures=measures_of(line.lineage["route"]["numbers"]) if "route" in line.lineage else None,
         kept=line.lineage["evaluate"]["numbers"].get("visual_tokens_kept"),
         routed=routed_figures(line.output("collect", "heldout"), line.output("evaluate", "evaluation")),
         funnel=_funnel(line.lineage["curate"]["numbers"]),
@@ -124,6 +125,22 @@ def _flash(lineage: Mapping[str, dict[str, Any]]) -> list[FlashScore]:
         FlashScore(family, full, routed[family]["score"], values["kept"].get(family), compressed.get(family))
         for family, full in values["full"].items()
     ]
+
+
+def measures_of(numbers: Mapping[str, float]) -> Measures | None:
+    """The comparison of both measures among the numbers of the step ``route``; None where it made none."""
+    found = {key.removeprefix("measures_"): value for key, value in numbers.items() if key.startswith("measures_")}
+    if not found:
+        return None
+    kinds = ("image", "tile")
+    return Measures(
+        tiles=int(found["tiles"]),
+        shares={kind: found[f"{kind}_compress_share"] for kind in (*kinds, "router")},
+        router={kind: found[f"router_agreement_{kind}"] for kind in kinds},
+        agreement=found["agreement"],
+        agreement_many=found.get("agreement_many"),
+        correlation=found.get("correlation"),
+    )
 
 
 def routed_figures(heldout: Path, evaluation: Path) -> list[str]:

@@ -29,7 +29,7 @@ class RouteConfig(Section):
     calibration: CalibrationConfig | None = None
     """Chooses the threshold by what it costs."""
     compared_rows: int = Field(32, ge=0)
-    """Rows on which both ways to measure a tile are compared at the end."""
+    """Rows on which both ways to measure a tile are compared at the end; the router has learned from none of them."""
     heldout_rows: int = Field(64, ge=1)
     """Rows per family that are scored at the end."""
 

@@ -81,6 +81,17 @@ def test_route_changes_the_router_alone_and_turns_routing_on(trained):
     assert second.numbers["measures_agreement"] == 1, "an image of one tile is a tile"
 
 
+def test_the_measures_are_compared_on_rows_that_the_router_has_not_learned_from():
+    from components.route.step import compared_rows
+
+    heldout = [{"id": f"h{i}", "media": [b"image"] * (i % 2)} for i in range(8)]
+    apart = [{"id": f"a{i}", "media": [b"image"]} for i in range(9)]
+    assert [row["id"] for row in compared_rows(apart, heldout, 3)] == ["a0", "a3", "a6"]
+    assert [row["id"] for row in compared_rows([], heldout, 3)] == ["h1", "h3", "h5"]
+    assert len(compared_rows(apart, heldout, 99)) == 9
+    assert compared_rows(apart, heldout, 0) == compared_rows([], heldout[:1], 3) == []
+
+
 def test_a_model_that_was_never_taught_to_read_compressed_tiles_is_not_routed(digits, random_models, context, tmp_path):
     from components.route.step import run
 
