@@ -10,7 +10,7 @@ from components.context import StepContext
 from components.route.config import RouteConfig
 from components.vico.config import VicoConfig
 from model.data.errors import InputError
-from model.objectives.config import RouterObjective
+from model.objectives.config import RouterObjective, VicoObjective
 from model.training.config import TrainingConfig
 from tests.tiny import TILE
 
@@ -90,6 +90,35 @@ def test_the_measures_are_compared_on_rows_that_the_router_has_not_learned_from(
     assert [row["id"] for row in compared_rows([], heldout, 3)] == ["h1", "h3", "h5"]
     assert len(compared_rows(apart, heldout, 99)) == 9
     assert compared_rows(apart, heldout, 0) == compared_rows([], heldout[:1], 3) == []
+
+
+def test_a_warm_up_that_is_killed_in_the_middle_changes_no_bit(digits, random_models, tmp_path):
+    from components.vico.step import run as vico
+    from model.data.artifact import payload_sha256
+
+    class Killed(BaseException):
+        pass
+
+    def kill(label, done, total):
+        if (label, done) == ("vico-projector", 2):
+            raise Killed
+
+    warmup = TRAINING.model_copy(update={"steps": 3, "checkpoint_every": 1})
+    config = VicoConfig(training=TRAINING, warmup=warmup, heldout_rows=1, objective=VicoObjective(draw="mixed"))
+
+    def train(name, **changes):
+        data = {"rows": digits / "corpus", "transcriptions": digits / "corpus", "heldout": digits / "heldout"}
+        context = StepContext(tmp_path / f"state-{name}", **changes)
+        return vico(config, **data, init=random_models[0], model=tmp_path / name, context=context)
+
+    whole = train("whole")
+    with pytest.raises(Killed):
+        train("killed", progress=kill)
+    seen = []
+    again = train("killed", progress=lambda *told: seen.append(told))
+    assert ("vico-projector", 2, 3) in seen and ("vico-projector", 0, 3) not in seen, "it went on, not again"
+    assert (again.history, again.numbers) == (whole.history, whole.numbers)
+    assert payload_sha256(tmp_path / "killed") == payload_sha256(tmp_path / "whole")
 
 
 def test_a_model_that_was_never_taught_to_read_compressed_tiles_is_not_routed(digits, random_models, context, tmp_path):

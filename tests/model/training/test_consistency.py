@@ -175,7 +175,7 @@ def test_frames_of_a_video_are_images_of_one_tile(monkeypatch, rng):
     assert len({tuple(batch.inputs.media["compressed"].tolist()) for batch in batches}) > 3
 
 
-@pytest.mark.parametrize("name", ["vico", pytest.param("vico packs", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["warmup", "vico", pytest.param("vico packs", marks=pytest.mark.slow)])
 def test_a_stopped_run_continues_bit_for_bit(name, tmp_path):
     changes = flash_on_ranks.CASES[name] or {"micro_batch_size": 4}
     network, state = flash_on_ranks.run(name, changes, tmp_path / "whole")
