@@ -27,6 +27,11 @@ NOTHING = 1.0
 TIE = 1e-5
 """Closer probabilities rank as one: equal tiles may differ in the last bits, by the batch they were seen in."""
 
+
+class BudgetError(InputError):
+    """A request has more tiles than its budget of tokens can show, be they all compressed."""
+
+
 Rule = Literal["absolute", "relative", "budget"]
 
 
@@ -112,7 +117,7 @@ def decide(
         bool [N].
 
     Raises:
-        InputError: the request cannot meet its budget.
+        BudgetError: the request cannot meet its budget.
         ValueError: the images do not have N tiles.
     """
     probabilities = np.asarray(probabilities_N, np.float64)
@@ -144,7 +149,7 @@ def _within_budget(probabilities: np.ndarray, budget: int, rows: int) -> np.ndar
     needed = max(0, math.ceil((tiles * rows - budget) / saved))
     if needed > tiles:
         least = tiles * (rows // COMPRESSION)
-        raise InputError(f"{tiles} tiles need at least {least} visual tokens; the budget of a request is {budget}")
+        raise BudgetError(f"{tiles} tiles need at least {least} visual tokens; the budget of a request is {budget}")
     chosen = np.zeros(tiles, bool)
     chosen[np.argsort(-_without_last_bits(probabilities), kind="stable")[:needed]] = True
     return chosen
