@@ -184,10 +184,12 @@ def test_blank_tiles_count_neither_as_kept_nor_as_removed():
     from tests.tiny_flash import random_flash_model
 
     rng = np.random.default_rng(0)
-    tiles = np.full((3, 8, 8, 3), 250, np.uint8)
+    tiles = np.full((4, 8, 8, 3), 250, np.uint8)
     tiles[1] -= rng.integers(0, 20, (8, 8, 3), dtype=np.uint8)  # paper is not of one colour
     tiles[2, 3:5, 3:5] = 20
-    assert blank_tiles(tiles).tolist() == [True, True, False]
+    tiles[3], tiles[3, 3:5, 3:5] = (0, 0, 255), (255, 0, 0)  # of one grey level
+    assert blank_tiles(tiles).tolist() == [True, True, False, False]
+    assert blank_tiles(tiles[:0]).tolist() == []
     network, processor = random_flash_model(byte_tokenizer())
     half = picture(rng, 2, 1)
     half.paste("white", (0, 0, TILE, TILE))
