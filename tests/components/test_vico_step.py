@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from components.context import StepContext
 from components.route.config import RouteConfig
+from components.scoring_table import heldout_sample
 from components.vico.config import VicoConfig
 from model.data.errors import InputError
+from model.data.shards import open_dataset
 from model.objectives.config import RouterObjective, VicoObjective
 from model.training.config import TrainingConfig
 from tests.tiny import TILE
@@ -69,14 +71,19 @@ def test_vico_writes_a_model_that_can_compress_and_does_not_yet(trained, random_
     assert changed == {"vision_tower", "multi_modal_projector", "language_model"}
 
 
-def test_route_changes_the_router_alone_and_turns_routing_on(trained):
+def test_route_changes_the_router_alone_and_turns_routing_on(trained, digits):
     directory, _, second = trained
     before, after = weights(directory / "vico"), weights(directory / "route")
     changed = {name for name, value in before.state_dict().items() if not torch.equal(value, after.state_dict()[name])}
     assert changed and all(name.startswith("router.") for name in changed)
     assert not any(name.startswith(("router.pooling.attn3", "router.pooling.norm4")) for name in changed)
     assert after.decision.rule == "absolute" and after.decision.absolute_threshold == 0.4
-    assert 0.25 <= second.numbers["visual_tokens_kept"] <= 1
+    shares = {}
+    for row in heldout_sample(open_dataset(digits / "heldout"), 2):  # of one tile each, none blank
+        features = after.encode([row["media"][0]["bytes"]])[0].features
+        shares.setdefault(row["task"], []).append(len(features) / after.rows_per_tile)
+    assert second.values["kept"] == {family: np.mean(kept) for family, kept in shares.items()}
+    assert second.numbers["visual_tokens_kept"] == pytest.approx(np.mean(list(second.values["kept"].values())))
     assert {"heldout_mean", "heldout_mean_full", "measures_agreement"} <= set(second.numbers)
     assert second.numbers["measures_agreement"] == 1, "an image of one tile is a tile"
 
