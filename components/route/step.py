@@ -82,7 +82,7 @@ def run(
     network.route_by(Decision(absolute_threshold=threshold))
     kept = kept_tokens(network, processor, sample)
     if kept:
-        result.numbers["visual_tokens_kept"] = sum(kept.values()) / len(kept)
+        result.numbers["inked_tokens_kept"] = sum(kept.values()) / len(kept)
     result.values |= {"full": {family: score.score for family, score in full.items()}, "kept": kept}
     return finish(network, processor, heldout, config.heldout_rows, model, context, result)
 

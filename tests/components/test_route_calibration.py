@@ -146,7 +146,7 @@ def test_the_step_compresses_nothing_where_no_row_that_it_set_apart_is_answered_
     directory, rows = answered
     wrong = [question_row(row["id"], row_images(row), "never said") for row in rows]
     numbers = route(directory, wrong, tmp_path, retain=0.5).numbers
-    assert (numbers["calibration_mean_full"], numbers["compress_above"], numbers["visual_tokens_kept"]) == (0, 1, 1)
+    assert (numbers["calibration_mean_full"], numbers["compress_above"], numbers["inked_tokens_kept"]) == (0, 1, 1)
 
 
 def test_rows_are_set_apart_from_all_over_the_dataset_and_never_more_than_half():

@@ -83,7 +83,7 @@ def test_route_changes_the_router_alone_and_turns_routing_on(trained, digits):
         features = after.encode([row["media"][0]["bytes"]])[0].features
         shares.setdefault(row["task"], []).append(len(features) / after.rows_per_tile)
     assert second.values["kept"] == {family: np.mean(kept) for family, kept in shares.items()}
-    assert second.numbers["visual_tokens_kept"] == pytest.approx(np.mean(list(second.values["kept"].values())))
+    assert second.numbers["inked_tokens_kept"] == pytest.approx(np.mean(list(second.values["kept"].values())))
     assert {"heldout_mean", "heldout_mean_full", "measures_agreement"} <= set(second.numbers)
     assert second.numbers["measures_agreement"] == 1, "an image of one tile is a tile"
 

@@ -61,7 +61,7 @@ def test_routing_keeps_the_score(summary):
     out = Path(os.environ.get("FOVEA_OUT", "out"))
     routed = json.loads((out / "line" / "route" / "model" / "lineage.json").read_text())["numbers"]
     mean = {score.stage: score for score in trends(summary)[0].scores}
-    assert 0.25 < routed["visual_tokens_kept"] < 1, "a router that compresses nothing, or everything, routes nothing"
+    assert 0.25 < routed["inked_tokens_kept"] < 1, "a router that compresses nothing, or everything, routes nothing"
     assert routed["heldout_mean"] >= routed["heldout_mean_full"] - (mean["vico"].score - mean["vico"].low)
     assert mean["route"].score >= 0.93 * mean["gspo"].score
 
