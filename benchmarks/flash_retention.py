@@ -63,8 +63,6 @@ REPEAT = {"locate": 2.0, "read_beside": 3.0, "read": 0.5, "maximum": 0.5, "count
 XI = (0.25, 0.0625, 0.0625)
 TRANSCRIPTION_SHARE = 0.15
 _THREADS = 1  # a second one saves a third of the time, and a core can do something else
-BLANK_RANGE = 32
-"""A tile whose grey levels span no more is blank: noise spans 24, ink at least 100."""
 RESAMPLES = 2000
 _BATCH = 64
 
@@ -78,11 +76,13 @@ class Answers:
     rows: Sequence[Row]
 
     def __post_init__(self) -> None:
+        from components.flash_scores import blank_tiles
+
         self._samples: list[Sample] = [self.processor.question(row) for row in self.rows]
         self._known: dict[tuple[int, bytes], float] = {}
         self.tiles = [sample.units for sample in self._samples]
         shown = [sample.media["tiles"] for sample in self._samples]
-        self.blank = np.array([np.ptp(tile.mean(-1)) <= BLANK_RANGE for tiles in shown for tile in tiles])
+        self.blank = np.concatenate([blank_tiles(tiles) for tiles in shown])
         self.row_of_tile = np.repeat(np.arange(len(self.rows)), self.tiles)
 
     def probabilities(self) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Time to first token and tokens/s of a network that routes against the same network at full resolution.
 
-Both sides see the same images of 448, 896 and 1344 pixels a side (1, 5 and 10 tiles) with the same random weights.
-Random weights route at random, so the number of compressed tiles is fixed, through the budget of tokens: over every
-three requests two thirds of the tiles, which leaves half of the visual tokens. Our side pays for its router.
+Both sides see the same images of 1, 5 and 10 tiles with the same random weights: as many as InternVL3.5 makes of 448,
+896 and 1344 pixels a side. A shape with smaller tiles sees fewer pixels; ``details`` has both numbers. Random weights
+route at random, so the number of compressed tiles is fixed, through the budget of tokens: over every three requests two
+thirds of the tiles, which leaves half of the visual tokens. Our side pays for its router.
 
 - time to first token: cutting one image into tiles, tower, router, projectors, prefill and the head, for one request;
 - tokens/s: new tokens of a batch of requests over the time of the whole batch, from its images to its last token.
@@ -38,14 +39,26 @@ from model.flash.processor import FlashProcessor
 from pipelines.profile import load_profile
 
 AIM = 1.0
-GRIDS = {448: 1, 896: 2, 1344: 3}
-"""Tiles a side of a square image of so many pixels; more than one tile bring a thumbnail."""
+GRIDS = (1, 2, 3)
+"""Tiles a side of a square image; more than one bring a thumbnail."""
+PUBLISHED_TILE = 448
+"""Pixels a side of a tile of InternVL3.5."""
 CYCLE = 3
 """Requests over which two thirds of the tiles are compressed."""
 SIDES = ("full", "flash")
 _QUESTION = "w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15 w16"
 _NEW_TOKENS, _BATCH = 16, 6
 _VOCABULARY = 151_936
+
+
+def tiles_of(side: int) -> int:
+    """Tiles of a square image of so many tiles a side."""
+    return side**2 + (side > 1)
+
+
+def label(side: int) -> str:
+    """What an image is called in the results: by its tiles, the same for every shape."""
+    return "1 tile" if side == 1 else f"{tiles_of(side)} tiles"
 
 
 @dataclass(frozen=True)
@@ -56,11 +69,13 @@ class Measured:
         first: seconds to the first token.
         rate: new tokens a second.
         kept: visual tokens of the routing side over those of the other.
+        pixels: a side of the image.
     """
 
     first: dict[str, list[float]]
     rate: dict[str, list[float]]
     kept: float
+    pixels: int
 
 
 def shapes() -> dict[str, ModelConfig]:
@@ -142,8 +157,7 @@ def measure(network: FlashModel, processor: FlashProcessor, side: int, rounds: i
     rng = np.random.default_rng(side)
     pixels = side * processor.tiling.tile
     images = [Image.fromarray(rng.integers(0, 256, (pixels, pixels, 3), dtype=np.uint8)) for _ in range(_BATCH)]
-    tiles = side**2 + (side > 1)
-    budgets = decisions(tiles, network.rows_per_tile)
+    budgets = decisions(tiles_of(side), network.rows_per_tile)
     chosen: dict[str, list[Decision | None]] = {
         "full": [None] * _BATCH,
         "flash": [budgets[number % CYCLE] for number in range(_BATCH)],
@@ -161,7 +175,7 @@ def measure(network: FlashModel, processor: FlashProcessor, side: int, rounds: i
             if number:  # the first round is not measured: memory is touched, kernels are chosen
                 first[name].append(statistics.mean(alone))
                 rate[name].append(tokens / seconds)
-    return Measured(first, rate, visual["flash"] / visual["full"])
+    return Measured(first, rate, visual["flash"] / visual["full"], pixels)
 
 
 def ratio(measured: Measured) -> tuple[float, float]:
@@ -169,6 +183,16 @@ def ratio(measured: Measured) -> tuple[float, float]:
     first = [full / flash for full, flash in zip(measured.first["full"], measured.first["flash"], strict=True)]
     rate = [flash / full for full, flash in zip(measured.rate["full"], measured.rate["flash"], strict=True)]
     return median(first), median(rate)
+
+
+def line_of(measured: Measured, side: int) -> dict[str, float]:
+    """What the results say of one image size of one shape."""
+    gains = ratio(measured)
+    line: dict[str, float] = {"pixels": measured.pixels, "published_pixels": side * PUBLISHED_TILE}
+    line |= {f"first_token_ms_{name}": round(1000 * median(measured.first[name]), 3) for name in SIDES}
+    line |= {f"tokens_per_s_{name}": round(median(measured.rate[name]), 2) for name in SIDES}
+    line |= {"first_token_gain": round(gains[0], 3), "tokens_per_s_gain": round(gains[1], 3)}
+    return line | {"visual_tokens_kept": round(measured.kept, 4)}
 
 
 def run(quick: bool) -> Result:
@@ -179,21 +203,16 @@ def run(quick: bool) -> Result:
     for name, shape in shapes().items():
         network, processor = network_of(shape)
         details[name] = {}
-        for pixels, side in GRIDS.items():
-            found[pixels] = measure(network, processor, side, rounds)
-            gains = ratio(found[pixels])
-            line = {f"first_token_ms_{s}": round(1000 * median(found[pixels].first[s]), 3) for s in SIDES}
-            line |= {f"tokens_per_s_{s}": round(median(found[pixels].rate[s]), 2) for s in SIDES}
-            line |= {"first_token_gain": round(gains[0], 3), "tokens_per_s_gain": round(gains[1], 3)}
-            line |= {"visual_tokens_kept": round(found[pixels].kept, 4)}
-            details[name][str(pixels)] = line
-            print(f"{name}, {pixels} pixels: " + ", ".join(f"{key} {value}" for key, value in line.items()), flush=True)
+        for side in GRIDS:
+            found[side] = measure(network, processor, side, rounds)
+            details[name][label(side)] = line = line_of(found[side], side)
+            print(f"{name}, {label(side)}: " + ", ".join(f"{key} {value}" for key, value in line.items()), flush=True)
         del network
     gains = [ratio(measured)[0] for measured in found.values()]
-    ours, peer = ([1000 * second for second in found[1344].first[name]] for name in ("flash", "full"))
+    ours, peer = ([1000 * second for second in found[GRIDS[-1]].first[name]] for name in ("flash", "full"))
     return result(
         "flash_speed",
-        "ms to the first token at 1344 pixels",
+        f"ms to the first token at {label(GRIDS[-1])}",
         ours,
         peer,
         ratio=prod(gains) ** (1 / len(gains)),

@@ -10,7 +10,7 @@ from typing import Any
 from cli import charts
 from cli.curves import StageScore, Trend
 from cli.line import Line
-from cli.report import Example, FlashScore, Report
+from cli.report import Example, FlashScore, Measures, Report
 from cli.stage_curves import stage_pictures
 from cli.summary import HeldoutScore, StageSummary, Summary
 from components.predictions import read_predictions
@@ -87,8 +87,9 @@ def report_of(line: Line, summary: Summary, profile: str) -> Report:
         training=[(step, pictures) for step, pictures in training if pictures],
         trends=trends(summary),
         flash=_flash(line.lineage),
+        measures=measures_of(line.lineage["route"]["numbers"]) if "route" in line.lineage else None,
         kept=line.lineage["evaluate"]["numbers"].get("visual_tokens_kept"),
-        routed=_routed(line),
+        routed=routed_figures(line.output("collect", "heldout"), line.output("evaluate", "evaluation")),
         funnel=_funnel(line.lineage["curate"]["numbers"]),
         lineage=_nodes(line),
         examples=_examples(line),
@@ -126,15 +127,30 @@ def _flash(lineage: Mapping[str, dict[str, Any]]) -> list[FlashScore]:
     ]
 
 
-def _routed(line: Line) -> list[str]:
-    """The images that ``evaluate`` kept with the decision on every tile, drawn."""
-    rows = list(open_dataset(line.output("collect", "heldout")).rows())
-    evaluation = line.output("evaluate", "evaluation")
+def measures_of(numbers: Mapping[str, float]) -> Measures | None:
+    """The comparison of both measures among the numbers of the step ``route``; None where it made none."""
+    found = {key.removeprefix("measures_"): value for key, value in numbers.items() if key.startswith("measures_")}
+    if not found:
+        return None
+    kinds = ("image", "tile")
+    return Measures(
+        tiles=int(found["tiles"]),
+        shares={kind: found[f"{kind}_compress_share"] for kind in (*kinds, "router")},
+        router={kind: found[f"router_agreement_{kind}"] for kind in kinds},
+        agreement=found["agreement"],
+        agreement_many=found.get("agreement_many"),
+        correlation=found.get("correlation"),
+    )
+
+
+def routed_figures(heldout: Path, evaluation: Path) -> list[str]:
+    """The rows that ``evaluate`` kept with the decision on every tile, all images of each drawn."""
+    rows = list(open_dataset(heldout).rows())
     answers = read_predictions(evaluation).answers
     figures = []
     for index, images in read_examples(evaluation, rows):
         question = question_of(rows[index])
-        figures.append(snippet(images[0], question.text, answers[index], question.truth))
+        figures.append(snippet(images, question.text, answers[index], question.truth))
     return figures
 
 

@@ -1,6 +1,6 @@
 """The HTML report of a demo: one file that needs no network, light, readable on a phone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +46,27 @@ class FlashScore:
 
 
 @dataclass(frozen=True)
+class Measures:
+    """Both ways to measure what compressing a tile costs, on tiles that the router has not learned from.
+
+    Attributes:
+        tiles: how many.
+        shares: measure, or the router, to the share of them that it calls compressible.
+        router: measure to the share of its labels that the router has too.
+        agreement: share of tiles that both measures label alike.
+        agreement_many: the same of images with several tiles; None where there are none.
+        correlation: of the ranks of both; None where a measure finds no difference.
+    """
+
+    tiles: int
+    shares: Mapping[str, float]
+    router: Mapping[str, float]
+    agreement: float
+    agreement_many: float | None
+    correlation: float | None
+
+
+@dataclass(frozen=True)
 class Report:
     """What the page shows.
 
@@ -53,6 +74,7 @@ class Report:
         training: (stage, pictures as SVG) in the order of the line.
         trends: task family, then how its held-out score went from training stage to training stage.
         flash: by family; empty where the line trained no router.
+        measures: of the step ``route``; None where it did not compare them.
         kept: share of the visual tokens left of the held-out rows, blank tiles counted; None where nothing routes.
         routed: ``figure`` elements: images in their tiles, as the router saw them.
         funnel: (operator, rows left, note), from what was collected to what was kept.
@@ -65,6 +87,7 @@ class Report:
     training: Sequence[tuple[str, Sequence[str]]]
     trends: Sequence[Trend]
     flash: Sequence[FlashScore]
+    measures: Measures | None
     kept: float | None
     routed: Sequence[str]
     funnel: Sequence[tuple[str, int, str]]
@@ -118,6 +141,7 @@ def render(report: Report) -> str:
         scores=_score_charts(report.summary, last=bool(report.trends)),
         trends=[(trend, Markup(curves.scores_over_stages(trend))) for trend in report.trends],
         flash=report.flash,
+        measures=report.measures,
         kept=report.kept,
         routed=[Markup(figure) for figure in report.routed],
         training=_together(report.training),

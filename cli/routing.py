@@ -1,5 +1,6 @@
 """``fovea look``: an image as a Flash model sees it, drawn."""
 
+import errno
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,7 +36,11 @@ def look(
     if model is None and not directory.is_dir():
         raise InputError(f"{directory}: no Flash model has been trained here yet; name a model directory with --model")
     target = out or settings.out / "look" / f"{image.stem}.png"
-    if target.suffix.lower() != ".png" or target.is_dir():
+    try:
+        fit = target.suffix.lower() == ".png" and not target.is_dir()
+    except OSError as error:  # the name is too long to look up
+        raise InputError(f"{target}: {error.strerror}") from None
+    if not fit:
         raise InputError(f"{target}: name a .png file to write")
     try:
         data = image.read_bytes()
@@ -80,7 +85,9 @@ def _write(target: Path, picture: "Image.Image") -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, stream.getvalue())
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # a full disk is nobody's mistake, and has a line of its own
         raise InputError(f"{target}: {error.strerror}") from None
 
 

@@ -36,13 +36,13 @@ def score_routed(
 
 
 BLANK_RANGE = 32
-"""A tile whose grey levels span no more is blank: noise of a scan stays below, ink does not."""
+"""A tile is blank where no colour channel spans more levels: noise of a scan stays below, ink does not."""
 
 
 def blank_tiles(tiles_NSSC: np.ndarray) -> np.ndarray:
-    """bool [N]: tiles that hold nothing that compression could lose."""
-    grey = tiles_NSSC.mean(-1)
-    return np.ptp(grey, axis=(1, 2)) <= BLANK_RANGE
+    """bool [N]: tiles that hold nothing that compression could lose. Channels are looked at one by one: red on blue may
+    have one grey level."""
+    return np.ptp(tiles_NSSC, axis=(1, 2)).max(-1) <= BLANK_RANGE
 
 
 def kept_tokens(network: FlashModel, processor: FlashProcessor, rows: Sequence[Row]) -> dict[str, float]:

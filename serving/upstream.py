@@ -63,8 +63,8 @@ class VisionClient:
         """Features of ``images``, in order.
 
         Raises:
-            ApiError: 400 for a bad image, 429 when the predictor is busy, 502 when it answers nonsense, 503 when it is
-                down, 504 when it is late.
+            ApiError: 400 for a bad image or a budget of tokens that cannot be met, 429 when the predictor is busy, 502
+                when it answers nonsense, 503 when it is down, 504 when it is late.
         """
         try:
             reply = await self._stub.ModelInfer(
@@ -86,6 +86,8 @@ def _vision_error(error: grpc.aio.AioRpcError) -> ApiError:
     status, details = error.code(), str(error.details())
     if status == grpc.StatusCode.INVALID_ARGUMENT:
         return ApiError(400, details, "invalid_image")
+    if status == grpc.StatusCode.OUT_OF_RANGE:
+        return ApiError(400, details, "token_budget_exceeded")
     if status == grpc.StatusCode.RESOURCE_EXHAUSTED:
         if "larger than max" in details:
             return ApiError(413, "the images of the request are too large together", "request_too_large")

@@ -15,14 +15,14 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from grpc_interceptor.exceptions import InvalidArgument, ResourceExhausted
+from grpc_interceptor.exceptions import InvalidArgument, OutOfRange, ResourceExhausted
 from kserve import InferRequest, Model
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from prometheus_client import Counter, Gauge, Histogram
 
 from model.data.errors import InputError
 from model.flash.checkpoint import load_model
-from model.flash.decisions import Decision
+from model.flash.decisions import BudgetError, Decision
 from model.flash.encoding import Shown, show_requests
 from model.flash.images import Tiling, read_image, tile_image
 from model.flash.network import FlashModel
@@ -91,7 +91,7 @@ class VisionPredictor(Model):
         """Features of the request's images, see ``serving.wire``.
 
         The images of one request share the tile budget, as they do in training; requests do not influence each
-        other. Fails with INVALID_ARGUMENT for a bad image or a budget of tokens that cannot be met, and
+        other. Fails with INVALID_ARGUMENT for a bad image, OUT_OF_RANGE for a budget of tokens that cannot be met, and
         RESOURCE_EXHAUSTED when the queue is full.
         """
         assert self._network is not None
@@ -107,6 +107,8 @@ class VisionPredictor(Model):
             else:
                 work = [self._one(index, image, tiling, decision) for index, image in enumerate(images)]
                 encoded = await _all_or_first_error(work)
+        except BudgetError as error:
+            raise OutOfRange(str(error)) from None
         except InputError as error:
             raise InvalidArgument(str(error)) from None
         except QueueFull:

@@ -23,7 +23,7 @@ def route(
         init: the model of ``vico``.
         reference: the model that ``vico`` started from.
         model: Hugging Face model directory that routes.
-        metrics: loss, agreement of the two measures, held-out scores, and the share of visual tokens kept.
+        metrics: loss, agreement of the two measures, held-out scores, and the share of tokens kept of inked tiles.
     """
     from components.runner import run_step
 

@@ -13,7 +13,7 @@ class CalibrationConfig(Section):
     rows: int = Field(256, ge=1)
     """Rows of the dataset that are set apart."""
     retain: float = Field(0.99, gt=0, le=1)
-    """Share of the score at full resolution that must be left."""
+    """Share of the score at full resolution that must be left; where that score is 0, nothing is compressed."""
 
 
 class RouteConfig(Section):
@@ -25,11 +25,11 @@ class RouteConfig(Section):
     """How a tile gets its label."""
     compress_above: float | None = Field(0.5, ge=0, le=1)
     """A tile is compressed when the router's P(compress) is at least this: absolute and per tile, so that no batch
-    neighbour changes an answer. None with ``calibration``."""
+    neighbour changes an answer; 1 compresses nothing. None with ``calibration``."""
     calibration: CalibrationConfig | None = None
     """Chooses the threshold by what it costs."""
     compared_rows: int = Field(32, ge=0)
-    """Rows on which both ways to measure a tile are compared at the end."""
+    """Rows on which both ways to measure a tile are compared at the end; the router has learned from none of them."""
     heldout_rows: int = Field(64, ge=1)
     """Rows per family that are scored at the end."""
 

@@ -1,5 +1,6 @@
 """Training of the router: which tiles can be compressed without changing the answer."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -60,9 +61,13 @@ def run(
         return result
     threshold = config.compress_above
     if config.calibration is not None:
-        threshold = choose_threshold(network, processor, apart, config.calibration, context.progress)
+        chosen = choose_threshold(network, processor, apart, config.calibration, context.progress)
+        threshold = chosen.threshold
+        result.numbers |= {"calibration_mean_full": chosen.full, "calibration_mean": chosen.routed}
     result.numbers["compress_above"] = threshold
-    if config.compared_rows:
+    sample = heldout_sample(open_dataset(heldout), config.heldout_rows)
+    compared = compared_rows(apart, sample, config.compared_rows)
+    if compared:
         ratios = partial(
             measure_ratios,
             network,
@@ -70,16 +75,21 @@ def run(
             floor=config.objective.floor,
             chunk=config.training.loss_chunk,
         )
-        # From all over the dataset: its families may stand one after the other.
-        compared = dataset[:: max(1, len(dataset) // config.compared_rows)][: config.compared_rows]
         measured = measure_tiles(network, processor, ratios, compared, context.progress)
         result.numbers |= measured.report(config.objective.percentile, threshold)
-    sample = heldout_sample(open_dataset(heldout), config.heldout_rows)
     full = score_routed(network, processor, sample, None, context.progress)
     result.numbers["heldout_mean_full"] = mean_score(full)
     network.route_by(Decision(absolute_threshold=threshold))
     kept = kept_tokens(network, processor, sample)
     if kept:
-        result.numbers["visual_tokens_kept"] = sum(kept.values()) / len(kept)
+        result.numbers["inked_tokens_kept"] = sum(kept.values()) / len(kept)
     result.values |= {"full": {family: score.score for family, score in full.items()}, "kept": kept}
     return finish(network, processor, heldout, config.heldout_rows, model, context, result)
+
+
+def compared_rows(apart: Sequence[Row], heldout: Sequence[Row], number: int) -> list[Row]:
+    """At most ``number`` rows that the router has not learned from, to compare the measures on: of those set apart for
+    a calibration, or else of those held out with media. From all over them: families may stand one after the other."""
+    unseen = list(apart) or [row for row in heldout if row["media"]]
+    number = min(number, len(unseen))
+    return [unseen[index * len(unseen) // number] for index in range(number)]

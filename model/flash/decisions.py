@@ -22,8 +22,15 @@ FLASH_KEYS = (*RELEASED_KEYS, "flash_decision", "flash_token_budget")
 """The same, and what only we read. Stock transformers and vLLM carry keys along that they do not know."""
 COMPRESSION = 4
 """A compressed tile has this many times fewer rows."""
-_TIE = 1e-5
+NOTHING = 1.0
+"""The absolute threshold that compresses no tile: a softmax is below 1, and where one is 1 it was rounded to it."""
+TIE = 1e-5
 """Closer probabilities rank as one: equal tiles may differ in the last bits, by the batch they were seen in."""
+
+
+class BudgetError(InputError):
+    """A request has more tiles than its budget of tokens can show, be they all compressed."""
+
 
 Rule = Literal["absolute", "relative", "budget"]
 
@@ -36,7 +43,7 @@ class Decision:
         rule: ``absolute``: a probability of at least ``absolute_threshold``. ``relative``: also at least the quantile
             ``relative_threshold`` of the probabilities of its image. ``budget``: the most compressible tiles of a
             request, as few as bring its visual tokens down to ``token_budget``.
-        absolute_threshold: in [0, 1].
+        absolute_threshold: in [0, 1]; ``NOTHING`` compresses no tile.
         relative_threshold: in [0, 1]; a third compresses about two thirds of an image's tiles, half of its tokens.
         token_budget: visual tokens of a request; only for ``budget``.
 
@@ -110,7 +117,7 @@ def decide(
         bool [N].
 
     Raises:
-        InputError: the request cannot meet its budget.
+        BudgetError: the request cannot meet its budget.
         ValueError: the images do not have N tiles.
     """
     probabilities = np.asarray(probabilities_N, np.float64)
@@ -118,7 +125,7 @@ def decide(
         raise ValueError(f"probabilities of shape {probabilities.shape} for {sum(tiles_per_image)} tiles")
     if decision.rule == "budget":
         return _within_budget(probabilities, decision.token_budget, rows_per_tile)
-    chosen = probabilities >= decision.absolute_threshold
+    chosen = (probabilities >= decision.absolute_threshold) & (decision.absolute_threshold < NOTHING)
     if decision.rule == "relative":
         borders = np.cumsum([0, *tiles_per_image])
         for start, end in pairwise(borders):
@@ -142,18 +149,18 @@ def _within_budget(probabilities: np.ndarray, budget: int, rows: int) -> np.ndar
     needed = max(0, math.ceil((tiles * rows - budget) / saved))
     if needed > tiles:
         least = tiles * (rows // COMPRESSION)
-        raise InputError(f"{tiles} tiles need at least {least} visual tokens; the budget of a request is {budget}")
+        raise BudgetError(f"{tiles} tiles need at least {least} visual tokens; the budget of a request is {budget}")
     chosen = np.zeros(tiles, bool)
     chosen[np.argsort(-_without_last_bits(probabilities), kind="stable")[:needed]] = True
     return chosen
 
 
 def _without_last_bits(probabilities: np.ndarray) -> np.ndarray:
-    """Where one lies less than ``_TIE`` under the next higher, that one in its place. (Rounding would part two equal
+    """Where one lies less than ``TIE`` under the next higher, that one in its place. (Rounding would part two equal
     tiles whose probability stands where it goes up for one and down for the other.)"""
     order = np.argsort(-probabilities, kind="stable")
     falling = probabilities[order]
-    tied = np.append(False, -np.diff(falling) < _TIE)[: len(order)]
+    tied = np.append(False, -np.diff(falling) < TIE)[: len(order)]
     first = np.maximum.accumulate(np.where(tied, 0, np.arange(len(order))))
     ranked = np.empty_like(probabilities)
     ranked[order] = falling[first]

@@ -165,7 +165,8 @@ def route_samples(network: "FlashModel", samples: Sequence[Sample]) -> list[Samp
     """
     undecided = [sample for sample in samples if "compressed" not in sample.media]
     with _evaluating(network):
-        routed = iter([sample for group, _ in _routed_groups(network, undecided) for sample in group])
+        seen = _seen_groups(network, undecided)
+        routed = iter([_routed(network, *pair) for group, found, _ in seen for pair in zip(group, found, strict=True)])
     return [sample if "compressed" in sample.media else next(routed) for sample in samples]
 
 
@@ -178,12 +179,20 @@ def show_samples(network: "FlashModel", samples: Sequence[Sample]) -> tuple[list
     shown: list[Sample] = []
     rows = []
     with _evaluating(network):
-        for group, patches_NPD in _routed_groups(network, samples):
-            shown += group
+        for group, found, patches_NPD in _seen_groups(network, samples):
+            routed = [_routed(network, *pair) for pair in zip(group, found, strict=True)]
+            shown += routed
             if patches_NPD is not None:
-                compressed_N = np.concatenate([sample.media["compressed"] for sample in group])
+                compressed_N = np.concatenate([sample.media["compressed"] for sample in routed])
                 rows.append(network.project(patches_NPD, torch.from_numpy(compressed_N)))
     return shown, torch.cat(rows) if rows else None
+
+
+@torch.inference_mode()
+def sample_probabilities(network: "FlashModel", samples: Sequence[Sample]) -> list[np.ndarray]:
+    """P(compress) [N] of the tiles of each sample, from the passes that ``route_samples`` decides by."""
+    with _evaluating(network):
+        return [found_N.numpy() for _, found, _ in _seen_groups(network, samples) for found_N in found]
 
 
 @contextmanager
@@ -196,18 +205,19 @@ def _evaluating(network: "FlashModel") -> Iterator[None]:
         network.train(training)
 
 
-def _routed_groups(network: "FlashModel", samples: Sequence[Sample]) -> Iterator[tuple[list[Sample], Tensor | None]]:
-    """Samples, routed, and the patches [N, P, D] of their tiles (None where they have none), as many samples together
-    as have ``TILES_AT_ONCE`` tiles, or a single one that has more."""
+def _seen_groups(
+    network: "FlashModel", samples: Sequence[Sample]
+) -> Iterator[tuple[list[Sample], Sequence[Tensor], Tensor | None]]:
+    """Samples, P(compress) [N] of the tiles of each, and the patches [N, P, D] of all (None where they have no tile):
+    as many samples together as have ``TILES_AT_ONCE`` tiles, or a single one that has more."""
     for group in _groups(samples):
         counts = [sample.units for sample in group]
         if not sum(counts):
-            yield [_routed(network, sample, torch.empty(0)) for sample in group], None
+            yield group, [torch.empty(0)] * len(group), None
             continue
         tiles_NSSC = torch.from_numpy(np.concatenate([sample.media["tiles"] for sample in group]))
         patches_NPD = torch.cat([network.patches(part) for part in tiles_NSSC.split(TILES_AT_ONCE)])
-        found = network.compress_probabilities(patches_NPD).cpu().split(counts)
-        yield [_routed(network, *pair) for pair in zip(group, found, strict=True)], patches_NPD
+        yield group, network.compress_probabilities(patches_NPD).cpu().split(counts), patches_NPD
 
 
 def _groups(samples: Sequence[Sample]) -> Iterator[list[Sample]]:

@@ -307,8 +307,18 @@ class FlashModel(nn.Module):
     ) -> Tensor:
         """Logits [B, T, V] of padded samples; ``tiles_NSSC`` are all tiles of the batch, in order.
 
-        ``compressed_N`` (bool, as ``prepare`` decides) says which have a quarter of the placeholders; None: none.
+        ``compressed_N`` (bool, as ``prepare`` decides) says which have a quarter of the placeholders; None: none has,
+        of a network that does not route.
+
+        Raises:
+            ValueError: the network routes, and nothing says which tiles are compressed; or visual rows and image tokens
+                differ in number.
         """
+        if tiles_NSSC is not None and compressed_N is None and self.decision is not None:
+            raise ValueError(
+                "the network routes its tiles: give compressed_N, as prepare() decides it, or ask for full resolution "
+                "with route_by(None)"
+            )
         media = {"tiles": tiles_NSSC, "compressed": compressed_N}
         media = {name: given for name, given in media.items() if given is not None}
         keep = torch.arange(ids_BT.numel(), device=ids_BT.device)

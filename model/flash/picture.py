@@ -158,17 +158,24 @@ def share(shown: Sequence[SeenImage]) -> str:
     return f"{kept:,} of {full:,} visual tokens ({kept / full:.0%})"
 
 
-def snippet(seen: SeenImage, question: str, answer: str, truth: str = "") -> str:
-    """A ``figure`` element for a page: the picture, question, answer and tokens; it needs no file beside it."""
+def snippet(shown: Sequence[SeenImage], question: str, answer: str, truth: str = "") -> str:
+    """A ``figure`` element for a page: the pictures of a question's images (one at least) under each other, question,
+    answer, and the tokens of all; it needs no file beside it."""
+    told = f"{escape(answer)} (truth: {escape(truth)})" if truth else escape(answer)
+    return (
+        f'<figure class="routing">{"".join(map(_embedded, shown))}<figcaption>{escape(question)}<br>'
+        f"<strong>{told}</strong><br>{share(shown)}</figcaption></figure>"
+    )
+
+
+def _embedded(seen: SeenImage) -> str:
     stream = io.BytesIO()
     picture = draw_tiles(seen)
     picture.save(stream, "JPEG", quality=80)
     uri = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    told = f"{escape(answer)} (truth: {escape(truth)})" if truth else escape(answer)
     return (
-        f'<figure class="routing"><img src="{uri}" width="{picture.width}" height="{picture.height}" '
-        f'alt="tiles by resolution" style="max-width:100%;height:auto"><figcaption>{escape(question)}<br>'
-        f"<strong>{told}</strong><br>{share([seen])}</figcaption></figure>"
+        f'<img src="{uri}" width="{picture.width}" height="{picture.height}" '
+        'alt="tiles by resolution" style="display:block;max-width:100%;height:auto;margin-bottom:6px">'
     )
 
 

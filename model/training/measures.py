@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.data.schema import Row
+from model.flash.decisions import Decision, decide
 from model.flash.network import FlashModel
 from model.flash.processor import FlashProcessor
 from model.training.batches import pad
@@ -46,7 +47,8 @@ class MeasuredTiles:
         none. ``correlation`` is that of the ranks.
         """
         by_image, by_tile = (ratios < np.percentile(ratios, percentile) for ratios in (self.image, self.tile))
-        routed, many = self.probability >= compress_above, self.tiles > 1
+        routed = decide(self.probability, [len(self.probability)], Decision(absolute_threshold=compress_above))
+        many = self.tiles > 1
         found = {
             "measures_tiles": float(len(self.tile)),
             "measures_image_compress_share": float(by_image.mean()),

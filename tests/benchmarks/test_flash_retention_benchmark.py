@@ -12,7 +12,8 @@ from model.data.shards import write_dataset
 from model.objectives.config import RouterObjective
 from model.training.config import TrainingConfig
 from pipelines.profile import load_profile
-from tests.tiny import TILE, picture, question_row
+from tests.tiny import TILE, byte_tokenizer, picture, question_row
+from tests.tiny_flash import random_flash_model
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,16 @@ def test_the_table_says_what_is_kept_of_the_model_before_and_what_the_lead_is_wo
     assert table["router"]["over random"]["low"] < 0.5 < table["router"]["over random"]["high"]
     assert table["router"]["over compress everything"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     flash_retention.show(table)
+
+
+def test_a_tile_is_blank_where_the_line_calls_it_blank():
+    image = picture(np.random.default_rng(0), 3, 1)
+    image.paste("white", (0, 0, TILE, TILE))
+    image.paste((0, 0, 255), (TILE, 0, 2 * TILE, TILE))
+    image.paste((255, 0, 0), (TILE + 9, 9, TILE + 20, 20))
+    network, processor = random_flash_model(byte_tokenizer())
+    answers = flash_retention.Answers(network, processor, [question_row("r", [image], "a")])
+    assert answers.blank.tolist() == [True, False, False, False]
 
 
 def test_an_aim_is_reached_only_when_every_seed_reaches_it():

@@ -10,9 +10,9 @@ from tests.tiny import TILE, byte_tokenizer
 from tests.tiny_flash import random_flash_model
 
 
-@pytest.mark.parametrize("side", flash_speed.GRIDS.values())
+@pytest.mark.parametrize("side", flash_speed.GRIDS)
 def test_three_requests_together_keep_half_of_their_tokens(side):
-    tiles = side**2 + (side > 1)
+    tiles = flash_speed.tiles_of(side)
     chosen = [
         decide(np.random.default_rng(place).random(tiles), [tiles], decision).sum()
         for place, decision in enumerate(flash_speed.decisions(tiles, 256))
@@ -32,6 +32,16 @@ def test_both_sides_see_the_same_images_and_each_request_has_its_own_budget(rng)
     network.route_by(Decision("budget", token_budget=44))
     alone = network.encode([images[0]])[0].features
     assert alone.shape == routed[0].features[0].shape
+
+
+@pytest.mark.parametrize(("side", "name", "published"), [(1, "1 tile", 448), (2, "5 tiles", 896)])
+def test_a_size_is_named_by_its_tiles_and_says_the_pixels_that_were_measured(monkeypatch, side, name, published):
+    network, processor = random_flash_model(byte_tokenizer())
+    monkeypatch.setattr(flash_speed, "_BATCH", 3)
+    monkeypatch.setattr(flash_speed, "_NEW_TOKENS", 1)
+    line = flash_speed.line_of(flash_speed.measure(network, processor, side, 1), side)
+    assert flash_speed.label(side) == name
+    assert (line["pixels"], line["published_pixels"], line["visual_tokens_kept"]) == (side * TILE, published, 0.5)
 
 
 @pytest.mark.parametrize(("size", "hidden", "layers"), [("1b", 1024, 28), ("8b", 4096, 36)])

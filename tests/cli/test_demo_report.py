@@ -5,16 +5,18 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
 
 from cli import charts
 from cli.curves import Line, Trend, curves, scores_over_stages, shares_over_steps
-from cli.findings import trends
-from cli.report import Example, FlashScore, Report, render, write_report
+from cli.findings import measures_of, trends
+from cli.report import Example, FlashScore, Measures, Report, render, write_report
 from cli.stage_curves import RATIO_EDGES, stage_pictures
 from cli.summary import Answer, DvcLock, HeldoutScore, RegistryEntry, StageSummary, Summary
 
@@ -73,6 +75,9 @@ def report(summary):
         training,
         trends=trends(summary),
         flash=[FlashScore("read", 0.88, 0.87, 0.5, 0.4), FlashScore("text", 0.5, 0.5, None, None)],
+        measures=Measures(
+            96, {"image": 0.49, "tile": 0.51, "router": 0.32}, {"image": 0.61, "tile": 0.74}, 0.83, 0.77, 0.66
+        ),
         kept=0.5,
         routed=["<figure>an image in its tiles</figure>"],
         funnel=funnel,
@@ -108,6 +113,26 @@ def test_report_is_one_well_formed_file_that_loads_nothing_from_elsewhere(report
     loads = re.findall(r'(?:src|href)="([^"]*)"', page) + re.findall(r"url\(([^)]*)\)|@import", page)
     assert loads and all(target.startswith("data:") for target in loads)
     assert "<script" not in page
+
+
+def test_report_compares_both_measures_of_a_tile(report):
+    page = render(report)
+    assert "96 tiles that the router has not learned from, both labels agree in 83 % (77 % where" in page
+    assert "correlation of their ranks is 0.66" in page
+    assert "<td>by image</td><td>49 %</td><td>61 %</td>" in page and "<td>one by one</td><td>51 %</td><td>74 %" in page
+    assert "<td>router</td><td>32 %</td>" in page
+    assert "tiles that the router has not learned from" not in render(replace(report, measures=None))
+
+
+def test_the_comparison_is_read_from_what_the_step_wrote():
+    from model.training.measures import MeasuredTiles
+
+    ratios = np.arange(4.0)
+    measured = MeasuredTiles(ratios, ratios[::-1], np.ones(4), np.array([0.9, 0.1, 0.1, 0.1]))
+    found = measures_of(measured.report(50, 0.5))
+    assert (found.tiles, found.agreement, found.agreement_many, found.correlation) == (4, 0, None, -1)
+    assert found.shares == {"image": 0.5, "tile": 0.5, "router": 0.25} and found.router == {"image": 0.75, "tile": 0.25}
+    assert measures_of({"loss": 0.1}) is None
 
 
 def test_report_shows_what_a_model_says_as_text(report):

@@ -1,5 +1,7 @@
 """``fovea look``: a picture and an answer, or one line that says why not."""
 
+import errno
+
 import pytest
 import typer
 from PIL import Image
@@ -52,6 +54,21 @@ def test_what_cannot_be_drawn_is_said_in_one_line(page, arguments, words):
     result = CliRunner().invoke(app, ["look", str(page), *arguments])
     assert result.exit_code != 0
     assert words in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "/proc/x.png", "locked/x.png", "page.jpg/x.png"])
+def test_a_picture_that_cannot_be_written_is_said_in_one_line(page, flash_directory, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "locked").mkdir(mode=0o500)
+    if name.startswith("locked"):
+
+        def refuse(target, _data):  # as any user but root is refused
+            raise OSError(errno.EROFS, "Read-only file system", str(target))
+
+        monkeypatch.setattr("model.data.artifact.write_atomic", refuse)
+    result = CliRunner().invoke(app, ["look", str(page), "--model", str(flash_directory), "--out", name])
+    assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1
+    assert name in result.stderr.replace("\n", "")
 
 
 def test_a_model_without_tiles_is_refused(page, tmp_path):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from cli.findings import routed_figures
 from components.context import StepContext
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.step import run, score_stored
@@ -101,3 +102,13 @@ def test_examples_are_read_back_as_what_the_network_saw(place):
     with pytest.raises(InputError, match="not the routing of these rows"):
         dict(read_examples(place / "evaluation", rows[:1]))
     assert dict(read_examples(place / "heldout", rows)) == {}
+
+
+def test_every_image_of_a_question_is_drawn_and_counted(place, rng, tmp_path):
+    seen = {"model": place / "model", "heldout": tmp_path / "heldout", "evaluation": tmp_path / "evaluation"}
+    write_dataset(seen["heldout"], [question_row("two", [picture(rng, 2, 2), picture(rng)], "1")])
+    run(CONFIG, **seen, context=StepContext(state_dir=tmp_path / "state"))
+    compressed = json.loads((seen["evaluation"] / ROUTING).read_text())["compressed"][0]
+    (figure,) = routed_figures(seen["heldout"], seen["evaluation"])
+    assert figure.count("<img") == 2
+    assert f"{6 * 16 - 12 * compressed} of 96 visual tokens" in figure

@@ -35,6 +35,15 @@ def test_the_promised_profiles_exist():
     assert set(profile_names()) == promised | {f"internvl3_5_{size}" for size in sizes}
 
 
+def test_micro_takes_every_turn_of_both_flash_stages_that_tiny_takes():
+    """What kills, containers and the two schedulers are tested with is micro."""
+    micro, tiny = load_profile("micro"), load_profile("tiny")
+    assert micro.vico.warmup is not None and tiny.vico.warmup is not None
+    assert micro.vico.transcription_share == tiny.vico.transcription_share > 0
+    assert micro.vico.objective.draw == tiny.vico.objective.draw == "mixed"
+    assert micro.route.calibration is not None and tiny.route.calibration is not None
+
+
 def test_every_stage_is_described_by_some_profile():
     profiles = [load_profile(name) for name in profile_names()]
     assert {stage for stage in STAGES if any(getattr(profile, stage) for profile in profiles)} == set(STAGES)

@@ -131,6 +131,29 @@ def test_what_the_vision_predictor_does_wrong_is_no_500():
     assert (reply.status_code, reply.json()["error"]["code"]) == (502, "vision_failed")
 
 
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, "invalid_image"),
+        (grpc.StatusCode.OUT_OF_RANGE, "token_budget_exceeded"),
+    ],
+)
+def test_what_a_user_can_mend_says_what_it_is(status, code):
+    class Refusing(Ready):
+        def ModelInfer(self, request, context):
+            context.abort(status, "16 tiles are more than these")
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_GRPCInferenceServiceServicer_to_server(Refusing(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with language_server(b"") as url, gateway(vision_port=port, language_url=url, request_timeout_s=LONG) as client:
+        reply = post(client, ask("x", png()))
+    server.stop(None).wait()
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["message"]) == (400, code, "16 tiles are more than these")
+
+
 def test_a_predictor_that_comes_back_is_found():
     port = unused_port()
     with gateway(vision_port=port, request_timeout_s=LONG) as client:

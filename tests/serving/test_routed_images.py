@@ -84,7 +84,7 @@ def test_rows_per_tile_are_those_of_the_model_in_one_piece(directories, one_piec
 
 
 def test_a_budget_spans_the_images_of_a_request_and_its_failure_is_that_requests_alone(directories, one_piece):
-    from grpc_interceptor.exceptions import InvalidArgument
+    from grpc_interceptor.exceptions import OutOfRange
 
     made = predictor(directories["budget"])
     page, photo = IMAGES["a page"], IMAGES["one tile"]
@@ -92,7 +92,7 @@ def test_a_budget_spans_the_images_of_a_request_and_its_failure_is_that_requests
     assert [image.rows_per_tile for image in alone] == one_piece("budget", "?", [page])[0]
     assert [image.rows_per_tile for image in paired] == one_piece("budget", "?", [page, photo])[0]
     assert sum(sum(image.rows_per_tile) for image in paired) <= 60
-    assert isinstance(too_many, InvalidArgument) and "16 tiles need at least 64 visual tokens" in str(too_many)
+    assert isinstance(too_many, OutOfRange) and "16 tiles need at least 64 visual tokens" in str(too_many)
     assert alone[0].key != paired[0].key
     again = encode(made, [page, photo])[0]
     assert [image.key for image in again] == [image.key for image in paired], "from the cache"

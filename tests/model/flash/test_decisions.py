@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.data.errors import InputError
 from model.families.interface import Sample
 from model.flash.compression import compress_sample, tiles_per_image
-from model.flash.decisions import Decision, decide, stated_decision
+from model.flash.decisions import NOTHING, Decision, decide, stated_decision
 
 probability = st.integers(0, 10_000).map(lambda number: number / 10_000)
 image = st.lists(probability, min_size=1, max_size=13)
@@ -33,7 +34,7 @@ def test_an_image_is_decided_as_if_it_were_alone(own, neighbours, decision):
 @settings(max_examples=40)
 @given(image, probability, probability)
 def test_relative_is_the_quantile_of_numpy_and_at_least_the_absolute_threshold(own, share, threshold):
-    expected = (np.array(own) >= np.quantile(own, share) - 1e-9) & (np.array(own) >= threshold)
+    expected = (np.array(own) >= np.quantile(own, share) - 1e-9) & (np.array(own) >= threshold) & (threshold < 1)
     assert np.array_equal(decide(np.array(own), [len(own)], Decision("relative", threshold, share)), expected)
 
 
@@ -70,8 +71,16 @@ def test_tiles_of_one_colour_are_decided_alike_whatever_their_last_bits(value):
 def test_an_absolute_threshold_that_is_reached_is_enough():
     assert decide(np.array([0.5, 0.49]), [2], Decision("absolute", 0.5)).tolist() == [True, False]
     assert decide(np.zeros(0), [], Decision("relative")).tolist() == []
+    assert decide(np.ones(1), [1], Decision("absolute", 0.999)).tolist() == [True]
     with pytest.raises(ValueError, match="probabilities of shape"):
         decide(np.zeros(3), [2], Decision())
+
+
+@pytest.mark.parametrize("rule", ["absolute", "relative"])
+def test_a_threshold_of_one_compresses_nothing_although_float32_rounds_probabilities_to_one(rule):
+    rounded = torch.tensor([[40.0, 0.0]]).softmax(-1)[:, 0].numpy()
+    assert rounded[0] == 1
+    assert decide(rounded, [1], Decision(rule, NOTHING)).tolist() == [False]
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,21 @@ def test_forward_generate_and_encode_agree(flash, case, rule):
     assert made.token_ids == greedy(network, processor, sample, 6)
 
 
+def test_a_network_that_routes_is_not_run_in_full_by_leaving_the_decisions_out(flash):
+    network, processor = flash
+    network.route_by(Decision())
+    sample = processor.conversation(*asked([(2, 1)]), generate=True)
+    ids, tiles = torch.tensor([sample.input_ids]), torch.from_numpy(sample.media["tiles"])
+    with pytest.raises(ValueError, match=r"routes its tiles: give compressed_N, .* with route_by\(None\)"):
+        network(ids, torch.ones_like(ids), tiles)
+    with torch.inference_mode():
+        named = network(ids, torch.ones_like(ids), tiles, torch.zeros(len(tiles), dtype=torch.bool))
+        text = torch.tensor([[1, 2, 3]])
+        assert network(text, torch.ones_like(text)).shape[1] == 3, "without tiles there is nothing to decide"
+        network.route_by(None)
+        assert torch.equal(network(ids, torch.ones_like(ids), tiles), named)
+
+
 def test_packs_and_padded_batches_of_mixed_row_counts_have_the_states_of_each_alone(flash):
     network, processor = flash
     network.route_by(Decision())

@@ -49,7 +49,7 @@ def test_tokens_are_those_of_the_tiles():
 
 
 def test_a_snippet_says_what_was_asked_and_escapes_it():
-    made = snippet(SeenImage(GREY, (1, 1), [True], [0.9], 16), "Is 1 < 2 & 3?", "<b>yes</b>", "yes")
+    made = snippet([SeenImage(GREY, (1, 1), [True], [0.9], 16)], "Is 1 < 2 & 3?", "<b>yes</b>", "yes")
     assert made.startswith("<figure") and made.endswith("</figure>")
     assert "Is 1 &lt; 2 &amp; 3?" in made and "&lt;b&gt;yes&lt;/b&gt; (truth: yes)" in made
     assert "4 of 16 visual tokens (25%)" in made and "data:image/jpeg;base64," in made

@@ -17,6 +17,7 @@ from model.training.config import TrainingConfig
 from model.training.consistency import FrozenReference, consistency_stage
 from model.training.engine import world
 from model.training.loop import train
+from model.training.projector_warmup import warmup_stage
 from model.training.routing import routing_stage
 from tests.tiny import byte_tokenizer, picture, question_row
 from tests.tiny_flash import random_flash_model
@@ -36,6 +37,7 @@ BASE = {
 }
 PACKS = {"packing": {"max_tokens": 500, "max_units": 9, "lookahead": 6}, "micro_batch_size": None, "batch_size": 2}
 CASES = {
+    "warmup": {},
     "vico": {},
     "vico packs": PACKS,
     "vico mixed": {},
@@ -80,6 +82,8 @@ def moved(network):
 
 def stage_of(name: str, processor, network, config: TrainingConfig):
     """The stage of a case."""
+    if name == "warmup":
+        return warmup_stage()
     reference = FrozenReference(moved(network), config)
     if name.startswith("vico"):
         objective = VicoObjective(draw="mixed" if "mixed" in name else "image")

@@ -134,6 +134,7 @@ def test_half_of_the_images_may_be_drawn_by_tile():
 def test_draws_depend_on_the_place_in_the_step_alone():
     """Neither the micro-batch nor the rank that a row is in changes its compressions."""
     _, processor = start()
+    tiles = {row["id"]: processor.sample(row).units for row in rows()}
 
     def drawn(micro, ranks):
         found = {}
@@ -150,12 +151,16 @@ def test_draws_depend_on_the_place_in_the_step_alone():
             for reading in reader.read(0, 2):
                 for batch in reading.batches:
                     flags = batch.inputs.media.get("compressed", torch.zeros(0, dtype=torch.bool)).tolist()
-                    tokens = (batch.inputs.mask if batch.inputs.mask is not None else batch.inputs.ids).sum().item()
                     for row_id in batch.row_ids:
-                        found.setdefault((reading.step, row_id), []).append((tuple(flags), tokens))
-        return found
+                        own, flags = flags[: tiles[row_id]], flags[tiles[row_id] :]
+                        found.setdefault((reading.step, row_id), []).append(own)
+                    assert not flags
+        return {place: sorted(draws) for place, draws in found.items()}
 
-    assert drawn(1, 1) == drawn(1, 2)
+    alone = drawn(1, 1)
+    assert {flag for draws in alone.values() for own in draws for flag in own} == {True, False}
+    for micro, ranks in ((3, 1), (8, 1), (1, 2), (4, 2)):
+        assert drawn(micro, ranks) == alone
 
 
 def test_frames_of_a_video_are_images_of_one_tile(monkeypatch, rng):
@@ -175,7 +180,7 @@ def test_frames_of_a_video_are_images_of_one_tile(monkeypatch, rng):
     assert len({tuple(batch.inputs.media["compressed"].tolist()) for batch in batches}) > 3
 
 
-@pytest.mark.parametrize("name", ["vico", pytest.param("vico packs", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["warmup", "vico", pytest.param("vico packs", marks=pytest.mark.slow)])
 def test_a_stopped_run_continues_bit_for_bit(name, tmp_path):
     changes = flash_on_ranks.CASES[name] or {"micro_batch_size": 4}
     network, state = flash_on_ranks.run(name, changes, tmp_path / "whole")
