@@ -52,15 +52,14 @@ class PolicyMemory:
             self._sums[name] = self._sums[name] + found.sums[name]
         for name in _CORRECTIONS:
             self._sums[name] = self._sums[name] + correction.sums[name]
-        edges = torch.tensor(RATIO_EDGES, device=found.ratios.device)
-        bins = torch.bucketize(found.ratios.float() - 1, edges)
+        # On the CPU, wherever the network is: what is counted of all micro-batches is added up there.
+        bins = torch.bucketize(found.ratios.float().cpu() - 1, torch.tensor(RATIO_EDGES))
         self._histogram = self._histogram + torch.bincount(bins, minlength=len(RATIO_EDGES) + 1)
 
     def step_done(self, sum_over_ranks: SumFunction) -> dict[str, float]:
         """The record of the step."""
-        histogram = torch.zeros(len(RATIO_EDGES) + 1) + self._histogram
         names = (*_SUMS, *_CORRECTIONS)
-        values = sum_over_ranks([*(float(self._sums[name]) for name in names), *histogram.tolist()])
+        values = sum_over_ranks([*(float(self._sums[name]) for name in names), *self._histogram.tolist()])
         sums, bins = dict(zip(names, values, strict=False)), values[len(names) :]
         self._count()
         return of_answers(self._answers) | _of_learning(sums, bins)
@@ -75,7 +74,7 @@ class PolicyMemory:
 
     def _clear(self) -> None:
         self._sums: dict[str, Tensor | float] = defaultdict(float)
-        self._histogram: Tensor | int = 0
+        self._histogram = torch.zeros(len(RATIO_EDGES) + 1)
 
     def _count(self) -> None:
         answers = self._answers

@@ -5,10 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from model.data.errors import InputError
 from model.flash.build import build_model
 from model.objectives.config import GspoObjective
+from model.objectives.gspo import Correction, GspoLoss
+from model.training.policy_memory import PolicyMemory
 from model.training.policy_rollouts import Judgement
 from model.training.policy_store import RolloutStore
 from tests.model.training.policy_runs import Recited, babble, queries, rollout, run, training
@@ -232,6 +236,21 @@ def test_clipping_is_recorded_as_shares_of_the_answers_that_learn(tmp_path):
     _, state, _ = run(tmp_path, config=training(steps=2), engine=Recited(babble), objective=tight)
     record = state.history[1]
     assert record["clipped_low"] + record["clipped_high"] > 0
+
+
+def test_ratios_of_a_gpu_are_counted_where_the_histogram_lies():
+    """Tensors that pretend: their devices are checked as real ones are, and they hold no numbers."""
+    memory = PolicyMemory()
+    answer = {"reward": 1.0, "accuracy": 1.0, "format": 1.0, "length": 3, "cut": False, "degenerate": False}
+    memory.begin([answer | {"family": "read", "failure": ""}])
+    sums = dict.fromkeys(("answers", "ratio", "clipped_low", "clipped_high", "tokens", "entropy"), 1.0)
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
+        ratios = torch.ones(4, device="cuda")
+        found = GspoLoss(ratios.sum(), ratios, sums)
+        for _ in range(2):
+            memory.add(found, Correction(ratios, dict.fromkeys(("mismatch", "weight", "truncated"), 0.0)))
+        record = memory.step_done(lambda values: [1.0] * len(values))
+    assert record["ratio_histogram/07"] == 1
 
 
 def test_a_batch_that_does_not_divide_a_rollout_is_refused(tmp_path):
