@@ -220,13 +220,15 @@ def test_context_and_vocabulary_are_read_in_every_published_layout(tmp_path, lay
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(built, world, tmp_path):
+def test_killed_while_it_samples_and_run_again_it_gives_the_same_bytes(built, world, tmp_path):
     script = Path(__file__).with_name("kill_preferences.py")
     command = [sys.executable, str(script), str(world[0]), str(world[1]), str(tmp_path), "5"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1])["kills"] == 5
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["kills"] == 5
+    assert sum(0 < chunks < found["all"] for chunks in found["chunks"]) >= 2, "killed while it samples"
     assert identities(tmp_path / "pairs", tmp_path / "rollouts") == identities(*built[:2])
 
 
