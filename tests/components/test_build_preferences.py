@@ -140,6 +140,37 @@ def test_stopped_between_any_two_chunks_and_run_again_it_gives_the_same_bytes(bu
     assert identities(pairs, rollouts) == identities(*built[:2])
 
 
+def test_rows_that_were_refused_at_the_first_start_stay_refused(world, tmp_path, monkeypatch):
+    """A reference at the border of its time may be refused at one start and accepted at the next."""
+    slow = {"read-0": "its scorer numeric rejects its own reference (over 2 s)"}
+    monkeypatch.setattr(step, "check_references", lambda *_: dict(slow))
+    whole = build(world, tmp_path / "whole")
+    sample, asked = NetworkSampler.sample, []
+
+    def stop_in_the_second_chunk(self, queries, *rest):
+        asked.extend(queries)
+        if len(asked) > 32:
+            raise KeyboardInterrupt
+        return sample(self, queries, *rest)
+
+    with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
+        first.setattr(NetworkSampler, "sample", stop_in_the_second_chunk)
+        build(world, tmp_path / "killed")
+    monkeypatch.setattr(step, "check_references", lambda *_: {})
+    again = build(world, tmp_path / "killed")
+    assert identities(*again[:2]) == identities(*whole[:2])
+    rejects = {reject["id"]: reject["reason"] for reject in open_dataset(again[0]).rejects()}
+    assert rejects["read-0"] == slow["read-0"]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a"'])
+def test_a_damaged_file_of_refused_rows_is_named(world, tmp_path, text):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "refused.json").write_text(text)
+    with pytest.raises(InputError, match=r"refused\.json: damaged \(.*\); remove .*state to start anew"):
+        build(world, tmp_path)
+
+
 @pytest.mark.parametrize("stored", ["", '[{"id": "read-0"', "[]", '{"a": 1}'])
 def test_a_damaged_file_of_answers_is_named_before_anything_is_sampled(world, tmp_path, monkeypatch, stored):
     answers = tmp_path / "state" / "answers"
@@ -182,7 +213,7 @@ def test_rows_that_cannot_be_asked_are_rejects_and_bad_scorers_stop_the_step(wor
     assert "leaves no room for an answer (max_tokens 512" in rejects["long"]
     assert "no image that could be left out" in rejects["blind"]
     with pytest.raises(InputError, match="row 'own': multiple_choice: the reference 'seven'"):
-        build(world, tmp_path, rows=save_questions(tmp_path / "bad", [*world[2][:3], own]))
+        build(world, tmp_path / "again", rows=save_questions(tmp_path / "bad", [*world[2][:3], own]))
 
 
 def test_a_server_samples_in_place_of_the_model_whose_weights_stay_unread(built, world, tmp_path, monkeypatch):
