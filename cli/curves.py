@@ -75,7 +75,11 @@ def curves(title: str, lines: Sequence[Line], *, marks: Sequence[tuple[str, floa
 
 
 def shares_over_steps(
-    title: str, labels: Sequence[str], columns: Sequence[tuple[float, Sequence[float]]], *, within: tuple[int, int]
+    title: str,
+    labels: Sequence[str],
+    columns: Sequence[tuple[float, Sequence[float]]],
+    *,
+    within: tuple[int, int] | None,
 ) -> str:
     """A histogram for each step, side by side: the darker, the larger the share.
 
@@ -83,7 +87,7 @@ def shares_over_steps(
         title: what is drawn.
         labels: of the bins, from below.
         columns: (step, shares of the bins).
-        within: first and last bin that lie inside of a bound; a frame is drawn around them.
+        within: first and last bin that lie inside of a bound; a frame is drawn around them. None where no bin does.
     """
     left, top = 84, 34
     height = top + 13 * len(labels) + 30
@@ -101,9 +105,11 @@ def shares_over_steps(
     for number in range(1, len(labels), 2):
         y = top + 13 * (len(labels) - 1 - number) + 10
         parts.append(text(left - 6, y, labels[number], anchor="end", fill=FAINT, size=11))
-    first, last = within
-    frame = f'x="{left}" y="{top + 13 * (len(labels) - 1 - last)}" width="{_WIDTH - left - _RIGHT}"'
-    parts.append(f'<rect {frame} height="{13 * (last - first + 1)}" fill="none" stroke="{ORANGE}" stroke-width="1.5"/>')
+    if within is not None:
+        first, last = within
+        frame = f'x="{left}" y="{top + 13 * (len(labels) - 1 - last)}" width="{_WIDTH - left - _RIGHT}"'
+        size = f'height="{13 * (last - first + 1)}"'
+        parts.append(f'<rect {frame} {size} fill="none" stroke="{ORANGE}" stroke-width="1.5"/>')
     for step, x, anchor in ((columns[0][0], left, "start"), (columns[-1][0], _WIDTH - _RIGHT, "end")):
         parts.append(text(x, height - 10, f"{step:.0f}", anchor=anchor, fill=FAINT, size=11))
     return svg(_WIDTH, height, f"{title}, over steps", parts)

@@ -92,7 +92,8 @@ def _ratios(history: History, config: Mapping[str, Any]) -> list[str]:
     inner = [
         number + 1 for number, (a, b) in enumerate(pairwise(RATIO_EDGES)) if a >= low * 1.001 and b <= high * 1.001
     ]
-    return [shares_over_steps("importance ratio minus 1", _labels(), columns, within=(inner[0], inner[-1]))]
+    within = (inner[0], inner[-1]) if inner else None
+    return [shares_over_steps("importance ratio minus 1", _labels(), columns, within=within)]
 
 
 def _labels() -> list[str]:

@@ -168,6 +168,15 @@ def test_pictures_of_a_policy_show_its_families_and_where_ratios_are_clipped():
     assert [rect.get("height") for rect in frame] == ["39"]  # three bins of 13 lie between -3e-4 and 4e-4
 
 
+@pytest.mark.parametrize(("epsilon", "frames"), [(9e-5, 0), (1e-4, 1), (3e-4, 1)])
+def test_a_clip_range_within_one_bin_is_drawn_without_a_frame(epsilon, frames):
+    history = [{"step": 1, "loss": 0.0, "reward": 0.5, "ratio_histogram/07": 1.0, "ratio_histogram/00": 0.0}]
+    config = {"objective": {"epsilon_low": epsilon, "epsilon_high": epsilon}}
+    *_, picture = stage_pictures("gspo", {"history": history, "config": config})
+    drawn = ElementTree.fromstring(picture)
+    assert len([rect for rect in drawn if rect.get("stroke") is not None]) == frames
+
+
 def test_every_family_has_its_own_curves_however_many_there_are():
     names = [f"family-{number:02d}" for number in range(12)]
     history = []
