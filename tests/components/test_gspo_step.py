@@ -111,12 +111,22 @@ def test_a_server_samples_with_the_weights_of_the_moment(asked, heldout, random_
     assert learned and all(record["mismatch"] > 0.1 and 0 < record["importance"] <= 2 for record in learned)
 
 
+def test_chance_in_the_network_is_allowed_where_every_rollout_has_one_step():
+    given = CONFIG.model_dump()
+    given["training"] |= {"batch_size": 16, "drop_path_rate": 0.1}
+    assert GspoConfig.model_validate(given).training.drop_path_rate == 0.1
+
+
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
         ("training", {"packing": PackingConfig(max_tokens=64, max_units=4)}, r"training\.packing: answers are packed"),
         ("training", {"batch_size": 6}, r"batch_size must divide rollout\.prompts \* rollout\.responses"),
         ("rollout", {"server": {"url": "http://a:1", "model": "m"}}, "importance_cap: a server samples"),
+        ("training", {"jpeg_quality": (75, 100)}, r"training\.jpeg_quality: answers are to the image as it is"),
+        ("training", {"text_to_multimodal": (1, 2)}, r"training\.text_to_multimodal: queries come in shuffled epochs"),
+        ("training", {"drop_path_rate": 0.1}, r"training\.drop_path_rate: not with several steps on a rollout"),
+        ("training", {"lora": {"dropout": 0.1}}, r"training\.lora\.dropout: not with several steps on a rollout"),
         ("reward", {"soft_length": 64}, r"soft_length must be below rollout\.max_new_tokens, which is 64"),
     ],
 )
