@@ -56,7 +56,7 @@ def open_engine(config: BuildPreferencesConfig, model: Path) -> Opened:
 def _served(server: SamplingServer, model: Path, processor: Processor) -> Opened:
     text = text_settings(model)
     engine = VllmSampler(
-        VllmServer(server.url),
+        VllmServer(server.url, server.timeout_s),
         processor,
         text["vocab_size"],
         text["max_position_embeddings"],

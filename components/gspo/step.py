@@ -64,7 +64,7 @@ def _engine(config: GspoConfig, network: Network, processor: Processor, director
     if server is None:
         return NetworkSampler(network, processor, config.rollout.cache_tokens)
     return VllmSampler(
-        VllmServer(server.url),
+        VllmServer(server.url, server.timeout_s),
         processor,
         network.config.text_config.vocab_size,
         network.config.text_config.max_position_embeddings,

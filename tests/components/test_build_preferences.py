@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -238,6 +239,14 @@ def test_a_server_that_does_not_answer_is_one_line(world, tmp_path):
     server = SamplingServer(url="http://127.0.0.1:9", model="guesser")
     with pytest.raises(InputError, match=r"row read-0: vLLM at http://127\.0\.0\.1:9: .*ConnectError"):
         build(world, tmp_path, SMALL.model_copy(update={"server": server, "open_tasks": ()}))
+
+
+def test_a_server_that_is_too_slow_is_one_line(world, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        server = SamplingServer(url=url, model="guesser", timeout_s=0.2)
+        with pytest.raises(InputError, match=r"row read-0: vLLM at http://127\.0\.0\.1:\d+: .*ReadTimeout"):
+            build(world, tmp_path, SMALL.model_copy(update={"server": server, "open_tasks": ()}))
 
 
 @pytest.mark.parametrize("layout", ["text_config", "llm_config", None])

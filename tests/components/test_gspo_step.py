@@ -97,14 +97,20 @@ class Server:
 
 def test_a_server_samples_with_the_weights_of_the_moment(asked, heldout, random_models, context, tmp_path, monkeypatch):
     Server.rows = list(open_dataset(asked[0]).rows())
-    monkeypatch.setattr(step, "VllmServer", lambda url: Server(url, load_processor(random_models[0])))
-    plan = CONFIG.rollout.model_copy(
-        update={"server": RolloutServer(url="http://a:1", model="m"), "importance_cap": 2.0}
-    )
+    waits = []
+
+    def server(url, timeout_s):
+        waits.append(timeout_s)
+        return Server(url, load_processor(random_models[0]))
+
+    monkeypatch.setattr(step, "VllmServer", server)
+    served = RolloutServer(url="http://a:1", model="m", timeout_s=7200)
+    plan = CONFIG.rollout.model_copy(update={"server": served, "importance_cap": 2.0})
     config = CONFIG.model_copy(update={"rollout": plan, "training": CONFIG.training.model_copy(update={"steps": 4})})
     result = run(
         config, rows=asked[0], heldout=heldout, init=random_models[0], model=tmp_path / "model", context=context
     )
+    assert waits == [7200]
     assert Server.calls.count("/collective_rpc") == 2, "once an iteration"
     assert Server.calls.count("/v1/chat/completions") == 8
     learned = [record for record in result.history if record["learning"]]
