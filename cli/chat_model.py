@@ -7,6 +7,7 @@ import torch
 
 from cli.conversation import Conversation, Manner
 from model.critic.critic import Critic, best_of, load_critic
+from model.data.errors import InputError
 from model.data.schema import Row
 from model.data.thinking import THINKING_TEMPERATURE, THINKING_TOP_P
 from model.families.generation import Prompt, decode
@@ -26,13 +27,21 @@ def choose(critic: Critic | None, row: Row, answers: list[str]) -> str:
     Args:
         critic: needed for several answers.
         row: the question.
-        answers: at least one.
+        answers: at least one. Those that cannot be judged are not chosen, and it is said why.
+
+    Raises:
+        InputError: none of several can be judged.
     """
     if len(answers) == 1:
         return answers[0]
     assert critic is not None
     scores = critic.scores(row, answers)
-    best = best_of([score.score for score in scores])
+    for number, score in enumerate(scores, 1):
+        if score.reason is not None:
+            note(f"answer {number} of {len(answers)} cannot be judged: {score.reason}")
+    if all(score.reason is not None for score in scores):
+        raise InputError(f"the critic can judge none of {len(answers)} answers")
+    best = best_of([score.score if score.reason is None else -1.0 for score in scores])
     steps = len(scores[best].steps)
     note(f"answer {best + 1} of {len(answers)}: {scores[best].score:.3f} (the mean over {steps} steps)")
     return answers[best]

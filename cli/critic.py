@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _PART_ROWS = 32
 """Rows that are labelled between two savings; a kill loses at most these."""
 _CORRECT_ABOVE = 0.9
+_SHOWN_FAILURES = 3
 
 application = typer.Typer(
     no_args_is_help=True,
@@ -100,15 +101,18 @@ def label_dataset(
     if (parts / "origin.json").exists() and (parts / "origin.json").read_bytes() != identity:
         raise InputError(f"{parts}: left by a run with other rows, model or settings; remove it to start anew")
     write_atomic(parts / "origin.json", identity)
-    judges = Judges()
+    judges, failures = Judges(), list[str]()
     places = [parts / f"{start:08d}" for start in range(0, len(questions), _PART_ROWS)]
     for number, place in enumerate(places):
         if not place.exists():
             chunk = questions[number * _PART_ROWS : (number + 1) * _PART_ROWS]
-            made, rejects = critic_rows(engine, chunk, _judged_by(judges), settings)
+            made, rejects = critic_rows(engine, chunk, _judged_by(judges, failures), settings)
             write_dataset(place, made, rejects=rejects)
         print(f"labelled {min((number + 1) * _PART_ROWS, len(questions))} of {len(questions)}", file=sys.stderr)
     judges.close()
+    if failures:
+        first = "; ".join(dict.fromkeys(failures[:_SHOWN_FAILURES]))
+        print(f"fovea: {len(failures)} answers could not be judged, and label nothing: {first}", file=sys.stderr)
     done = [open_dataset(place) for place in places]
     left_out: list[Reject] = [reject for part in done for reject in part.rejects()]
 
@@ -121,17 +125,20 @@ def label_dataset(
     return len(dataset), len(left_out)
 
 
-def _judged_by(judges: Judges) -> "Judged":
-    """Right and wrong by the rows' own scorers, as for preference data: right is what scores above 0.9."""
+def _judged_by(judges: Judges, failures: list[str]) -> "Judged":
+    """Right and wrong by the rows' own scorers, as for preference data: right is what scores above 0.9. Why one could
+    not be judged is added to ``failures``."""
 
-    def judged(answers: "Sequence[tuple[Row, str]]") -> list[bool]:
+    def judged(answers: "Sequence[tuple[Row, str]]") -> list[bool | None]:
         verdicts = judges.ask(
             [Request(row["scorer"]["name"], row["scorer"]["parameters"], text, row["answers"]) for row, text in answers]
         )
         for (row, _), verdict in zip(answers, verdicts, strict=True):
             if verdict.fault is not None:
                 raise InputError(f"row {row['id']}: {verdict.fault}")
-        return [verdict.value > _CORRECT_ABOVE for verdict in verdicts]
+            if verdict.failed is not None:
+                failures.append(f"row {row['id']}: {verdict.failed}")
+        return [None if verdict.failed is not None else verdict.value > _CORRECT_ABOVE for verdict in verdicts]
 
     return judged
 

@@ -1,4 +1,5 @@
-"""Pictures of how a stage trained, as SVG text: several lines over steps, a histogram over steps, scores over stages.
+"""Pictures of how a stage trained, as SVG text: lines over steps, in one frame or in many small ones, a histogram over
+steps, scores over stages.
 
 Every function is pure, as those of ``cli/charts.py``: numbers in, one self-contained ``<svg>`` element out.
 """
@@ -12,6 +13,8 @@ from cli.charts import BLUE, FAINT, INK, ORANGE, RULE, svg, text
 COLOURS = (BLUE, ORANGE, "#1a7f37", "#8250df", "#bf3989", "#0a7c86", "#7d6608", "#57606a")
 """Of the lines of a picture, in their order; told apart with any kind of colour vision in the first four."""
 _WIDTH, _LEFT, _RIGHT, _BOTTOM, _HEIGHT = 380, 46, 12, 28, 220
+_NAMES, _FIRST_ROW, _ROW, _LONGEST_NAME, _SPARK_POINTS = 96, 52, 38, 14, 60
+"""Of small curves: how wide the names are, where the first row begins, its height, letters, and points of a curve."""
 _LEAST_FOR_A_MEAN = 12
 """With fewer points a curve is drawn as it is; with more, faintly, and its running mean over it."""
 
@@ -72,7 +75,11 @@ def curves(title: str, lines: Sequence[Line], *, marks: Sequence[tuple[str, floa
 
 
 def shares_over_steps(
-    title: str, labels: Sequence[str], columns: Sequence[tuple[float, Sequence[float]]], *, within: tuple[int, int]
+    title: str,
+    labels: Sequence[str],
+    columns: Sequence[tuple[float, Sequence[float]]],
+    *,
+    within: tuple[int, int] | None,
 ) -> str:
     """A histogram for each step, side by side: the darker, the larger the share.
 
@@ -80,7 +87,7 @@ def shares_over_steps(
         title: what is drawn.
         labels: of the bins, from below.
         columns: (step, shares of the bins).
-        within: first and last bin that lie inside of a bound; a frame is drawn around them.
+        within: first and last bin that lie inside of a bound; a frame is drawn around them. None where no bin does.
     """
     left, top = 84, 34
     height = top + 13 * len(labels) + 30
@@ -98,12 +105,69 @@ def shares_over_steps(
     for number in range(1, len(labels), 2):
         y = top + 13 * (len(labels) - 1 - number) + 10
         parts.append(text(left - 6, y, labels[number], anchor="end", fill=FAINT, size=11))
-    first, last = within
-    frame = f'x="{left}" y="{top + 13 * (len(labels) - 1 - last)}" width="{_WIDTH - left - _RIGHT}"'
-    parts.append(f'<rect {frame} height="{13 * (last - first + 1)}" fill="none" stroke="{ORANGE}" stroke-width="1.5"/>')
+    if within is not None:
+        first, last = within
+        frame = f'x="{left}" y="{top + 13 * (len(labels) - 1 - last)}" width="{_WIDTH - left - _RIGHT}"'
+        size = f'height="{13 * (last - first + 1)}"'
+        parts.append(f'<rect {frame} {size} fill="none" stroke="{ORANGE}" stroke-width="1.5"/>')
     for step, x, anchor in ((columns[0][0], left, "start"), (columns[-1][0], _WIDTH - _RIGHT, "end")):
         parts.append(text(x, height - 10, f"{step:.0f}", anchor=anchor, fill=FAINT, size=11))
     return svg(_WIDTH, height, f"{title}, over steps", parts)
+
+
+def small_multiples(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Line]]]) -> str:
+    """A small curve for each row and column, over it the value at its end.
+
+    The curves of a column share one axis, whose range is written below them, so that rows can be compared.
+
+    Args:
+        title: what is drawn.
+        columns: what each column shows.
+        rows: the name of each, and a line for every column; one without points leaves its place empty.
+    """
+    wide, height = (_WIDTH - _RIGHT - _NAMES) / len(columns), _FIRST_ROW + _ROW * len(rows) + 24
+    parts = [text(_RIGHT, 18, title, weight=600, size=14)]
+    for number, name in enumerate(columns):
+        x = _NAMES + number * wide
+        parts.append(text(x, _FIRST_ROW - 12, name, fill=FAINT, size=11))
+        parts += _small_curves(x, wide - 10, [_Drawn.of(lines[number]) for _, lines in rows])
+    for number, (name, _) in enumerate(rows):
+        said = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}\u2026"
+        parts.append(text(_RIGHT, _FIRST_ROW + _ROW * number + 22, said, size=11))
+    return svg(_WIDTH, height, f"{title}: {', '.join(columns)}", parts)
+
+
+def _small_curves(left: float, wide: float, lines: Sequence["_Drawn"]) -> list[str]:
+    """A column of small curves, one below the other."""
+    points = [point for line in lines for point in line.smooth]
+    if not points:
+        return []
+    first, last = min(step for step, _ in points), max(step for step, _ in points)
+    low, high = min(value for _, value in points), max(value for _, value in points)
+    across, up = wide / ((last - first) or 1), 16 / ((high - low) or 1)
+    span = f"{_short(low)}\u2013{_short(high)}"
+    parts = [text(left, _FIRST_ROW + _ROW * len(lines) + 16, span, fill=FAINT, size=10)]
+    for number, line in enumerate(lines):
+        if line.points:
+            base = _FIRST_ROW + _ROW * number + 28
+            places = [(left + (s - first) * across, base - (v - low) * up) for s, v in _thinned(line.smooth)]
+            way = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+            parts.append(text(left, base - 19, _short(line.end), size=11))
+            parts.append(f'<path d="M{left:.1f} {base + 2}h{wide:.1f}" stroke="{RULE}"/>')
+            parts.append(f'<polyline points="{way}" fill="none" stroke="{BLUE}" stroke-width="1.5"/>')
+            parts.append(f'<circle cx="{places[-1][0]:.1f}" cy="{places[-1][1]:.1f}" r="2" fill="{BLUE}"/>')
+    return parts
+
+
+def _short(value: float) -> str:
+    """Two digits, or the whole number."""
+    return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most some sixty of them, both ends among them."""
+    step = max(1, len(points) // _SPARK_POINTS)
+    return [*points[:-1:step], points[-1]]
 
 
 def scores_over_stages(trend: Trend) -> str:

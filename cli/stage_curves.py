@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from cli import charts
-from cli.curves import Line, curves, shares_over_steps
+from cli.curves import Line, curves, shares_over_steps, small_multiples
 
 History = Sequence[Mapping[str, float]]
 
@@ -34,6 +34,8 @@ _ROLLOUTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("share of answers", (("degenerate", "in groups that teach nothing"), ("cut", "cut at the limit"))),
     ("sampler against trainer", (("mismatch", "sampler against trainer"),)),
 )
+_FAMILY_COLUMNS = ("reward", "accuracy", "length", "entropy", "clipped")
+_BY_FAMILY = tuple(f"{name}/" for name in _FAMILY_COLUMNS)
 
 
 def stage_pictures(step: str, lineage: Mapping[str, Any]) -> list[str]:
@@ -70,11 +72,14 @@ def points_of(history: History, key: str) -> list[tuple[float, float]]:
 
 
 def _families(history: History) -> list[str]:
-    """Reward of each task family, smoothed the same way as the rest."""
-    keys = sorted({key for entry in history for key in entry if key.startswith("reward/")})
-    if len(keys) < 2:
+    """What is recorded of each task family, where there are several: its columns are those that some record holds."""
+    found = {tuple(key.split("/", 1)) for entry in history for key in entry if key.startswith(_BY_FAMILY)}
+    families = sorted({family for _, family in found})
+    if len(families) < 2:
         return []
-    return [curves("reward by family", [Line(key.removeprefix("reward/"), points_of(history, key)) for key in keys])]
+    columns = [name for name in _FAMILY_COLUMNS if name in {name for name, _ in found}]
+    rows = [(family, [Line(name, points_of(history, f"{name}/{family}")) for name in columns]) for family in families]
+    return [small_multiples("by family", columns, rows)]
 
 
 def _ratios(history: History, config: Mapping[str, Any]) -> list[str]:
@@ -87,7 +92,8 @@ def _ratios(history: History, config: Mapping[str, Any]) -> list[str]:
     inner = [
         number + 1 for number, (a, b) in enumerate(pairwise(RATIO_EDGES)) if a >= low * 1.001 and b <= high * 1.001
     ]
-    return [shares_over_steps("importance ratio minus 1", _labels(), columns, within=(inner[0], inner[-1]))]
+    within = (inner[0], inner[-1]) if inner else None
+    return [shares_over_steps("importance ratio minus 1", _labels(), columns, within=within)]
 
 
 def _labels() -> list[str]:

@@ -50,7 +50,7 @@ def open_engine(config: BuildPreferencesConfig, model: Path) -> Iterator[Opened]
     family_of(model)  # says first and best what is wrong with a directory
     processor = load_processor(model)
     if config.server is not None:
-        with closing(VllmServer(config.server.url)) as connected:
+        with closing(VllmServer(config.server.url, config.server.timeout_s)) as connected:
             yield _served(config.server, connected, model, processor)
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,5 +1,6 @@
 """``build_preferences``: sample answers to every query, judge them, and pair right with wrong ones."""
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -32,7 +33,7 @@ def run(
         model: the model directory that answers, and that MPO will train.
         pairs: output; dataset with a row for every pair, and a reject for every row without one.
         rollouts: output; every query's answers with their scores, and ``report.html``.
-        context: state directory (chunks of finished queries) and progress.
+        context: state directory (refused rows, chunks of finished queries) and progress.
 
     Raises:
         InputError: a row or the model cannot be used, or there is no pair at all.
@@ -40,7 +41,7 @@ def run(
     dataset = open_dataset(rows)
     chosen = choose_queries(dataset, config)
     with closing(Judges()) as judges:
-        refused = check_references(_rows(dataset, chosen), config, judges)
+        refused = _refused(dataset, chosen, config, judges, context.state_dir / "refused.json")
         asked = chosen - refused.keys()
         with open_engine(config, model) as opened:
             sampler = Sampler(config, *opened, judges, context.state_dir / "answers")
@@ -50,6 +51,28 @@ def run(
 
 def _rows(dataset: Dataset, ids: set[str]) -> Iterator[Row]:
     return (row for row in dataset.rows() if row["id"] in ids)
+
+
+def _refused(
+    dataset: Dataset, chosen: set[str], config: BuildPreferencesConfig, judges: Judges, path: Path
+) -> dict[str, str]:
+    """Why rows are not asked, by id, as the first start of the step found it and ``path`` keeps it.
+
+    A reference that takes its scorer about as long as it may is accepted at one start and refused at the next. Chunks
+    of answers are numbered over the rows that are asked: these must be the same at every start.
+
+    Raises:
+        InputError: names a row that cannot be judged, or the file when it is damaged.
+    """
+    if not path.is_file():
+        refused = check_references(_rows(dataset, chosen), config, judges)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(refused).encode())
+        return refused
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); remove {path.parent} to start anew") from error
 
 
 def pairs_of(sampled: Sampled, config: BuildPreferencesConfig) -> list[Pair]:

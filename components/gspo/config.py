@@ -29,7 +29,8 @@ class GspoConfig(Section):
     """Group sequence policy optimisation: the online stage of Cascade RL."""
 
     training: TrainingConfig
-    """``batch_size`` counts answers; ``steps`` counts optimiser steps, several of which share a rollout."""
+    """``batch_size`` counts answers; ``steps`` counts optimiser steps, several of which share a rollout. ``max_tokens``
+    and ``loss_averaging`` have no part in it: ``rollout`` bounds query and answer."""
     objective: GspoObjective
     """Clipping of the importance ratio."""
     rollout: RolloutConfig = RolloutConfig()
@@ -45,8 +46,18 @@ class GspoConfig(Section):
             raise ValueError("training.batch_size must divide rollout.prompts * rollout.responses")
         if self.training.packing is not None:
             raise ValueError("training.packing: answers are packed by their prompts; leave it out")
+        if self.training.jpeg_quality is not None:
+            raise ValueError("training.jpeg_quality: answers are to the image as it is; leave it out")
+        if self.training.text_to_multimodal is not None:
+            raise ValueError("training.text_to_multimodal: queries come in shuffled epochs; leave it out")
         if self.rollout.server is not None and self.training.lora is not None:
             raise ValueError("rollout.server: is sent whole weights, not adapters; leave training.lora out")
+        if self.rollout.prompts * self.rollout.responses > self.training.batch_size:
+            # The old log-probabilities have no chance in them: ratios would leave 1 without an update.
+            if self.training.drop_path_rate:
+                raise ValueError("training.drop_path_rate: not with several steps on a rollout; leave it at 0")
+            if self.training.lora is not None and self.training.lora.dropout:
+                raise ValueError("training.lora.dropout: not with several steps on a rollout; leave it at 0")
         soft, limit = self.reward.soft_length, self.rollout.max_new_tokens
         if soft is not None and soft >= limit:
             raise ValueError(f"reward.soft_length must be below rollout.max_new_tokens, which is {limit}")

@@ -66,7 +66,7 @@ def _engine(config: GspoConfig, network: Network, processor: Processor, director
     if server is None:
         yield NetworkSampler(network, processor, config.rollout.cache_tokens)
         return
-    with closing(VllmServer(server.url)) as connected:
+    with closing(VllmServer(server.url, server.timeout_s)) as connected:
         yield VllmSampler(
             connected,
             processor,

@@ -26,10 +26,12 @@ from model.training.batches import pad
 
 @dataclass(frozen=True)
 class SolutionScore:
-    """``score`` is the mean of P(+) over ``steps``; 0 for a solution that cannot be judged, which has no steps."""
+    """``score`` is the mean of P(+) over ``steps``; 0 for a solution that cannot be judged, which has no steps and a
+    ``reason``."""
 
     score: float
     steps: tuple[float, ...]
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,32 +58,32 @@ class Critic:
     def scores(self, row: Row, solutions: Sequence[str]) -> list[SolutionScore]:
         """Score solutions to the question of ``row``; its own answer plays no part.
 
-        A solution that has no text, or holds what a conversation may not (a reserved word, a placeholder), is scored 0.
+        A solution that has no text, holds what a conversation may not (a reserved word, a placeholder), or exceeds the
+        critic's context with its question, is scored 0.
 
         Raises:
-            InputError: the row has several questions or a medium that cannot be used, or question and solution exceed
-                the context.
+            InputError: the row has several questions or a medium that cannot be used.
         """
         asked = [self._sample(row, solution) for solution in solutions]
-        samples = [sample for sample in asked if sample is not None]
+        samples = [sample for sample in asked if not isinstance(sample, str)]
         found: list[SolutionScore] = []
         for start in range(0, len(samples), self.batch_size):
             found += self._batch(samples[start : start + self.batch_size])
         scored = iter(found)
-        return [SolutionScore(0.0, ()) if sample is None else next(scored) for sample in asked]
+        return [SolutionScore(0.0, (), sample) if isinstance(sample, str) else next(scored) for sample in asked]
 
-    def _sample(self, row: Row, solution: str) -> Sample | None:
-        """The conversation, "+" for every verdict; of the trained tokens, only the verdicts stay marked."""
+    def _sample(self, row: Row, solution: str) -> Sample | str:
+        """The conversation, "+" for every verdict; of the trained tokens, only the verdicts stay marked. Of a solution
+        that cannot be judged, why."""
         question, steps = question_of(row), split_steps(solution)
-        if not steps or any(word in solution for word in (*RESERVED, *PLACEHOLDERS.values())):
-            return None
+        if not steps:
+            return "it is empty"
+        if held := next((word for word in (*RESERVED, *PLACEHOLDERS.values()) if word in solution), None):
+            return f"it holds {held}"
         sample = self.processor.sample({**row, "messages": critic_messages(question, steps, [RIGHT] * len(steps))})
         context = self.network.config.text_config.max_position_embeddings
         if len(sample.input_ids) > context:
-            raise InputError(
-                f"row {row['id']}: question and solution have {len(sample.input_ids)} tokens; "
-                f"the critic's context is {context}"
-            )
+            return f"it has {len(sample.input_ids)} tokens with its question; the critic's context is {context}"
         first = [
             marked and not before for marked, before in zip(sample.trained, [False, *sample.trained], strict=False)
         ]

@@ -13,8 +13,8 @@ from model.data.schema import Reject, Row, Step, check_row
 from model.training.rollout import Query, RolloutEngine
 from model.training.sampling import Sampling
 
-Judged = Callable[[Sequence[tuple[Row, str]]], list[bool]]
-"""Whether each (row, answer) is right."""
+Judged = Callable[[Sequence[tuple[Row, str]]], list[bool | None]]
+"""Whether each (row, answer) is right; None where its scorer gave nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,13 @@ class LabelSettings:
 
 def label_steps(
     engine: RolloutEngine, solved: Sequence[tuple[Row, str]], judged: Judged, settings: LabelSettings
-) -> list[list[Step]]:
-    """The steps of every solution, labelled with the share of continuations that are right.
+) -> list[list[Step] | str]:
+    """The steps of every solution, labelled with the share of continuations that are right; or why it has no labels.
 
     What was written so far is continued ``settings.continuations`` times, and the whole judged. Nothing follows the
-    last step: its label is 1 when the solution itself is right and 0 when it is wrong.
+    last step: its label is 1 when the solution itself is right and 0 when it is wrong. A continuation that could not
+    be judged is no part of its share. A solution that could not, or whose step has no continuation that could, has no
+    labels.
 
     Args:
         engine: the policy.
@@ -65,14 +67,24 @@ def label_steps(
         (row, prefix + response.text) for (row, prefix), group in zip(begun, groups, strict=True) for response in group
     ]
     verdicts = iter(judged(continued))
-    shares = iter([sum(next(verdicts) for _ in group) / len(group) for group in groups])
+    shares = iter([_share([next(verdicts) for _ in group]) for group in groups])
     itself = judged(solved)
-    labelled: list[list[Step]] = []
+    labelled: list[list[Step] | str] = []
     for (_, solution), cuts, right in zip(solved, ends, itself, strict=True):
-        labels = [*(next(shares) for _ in cuts[:-1]), float(right)][: len(cuts)]
+        labels = [*(next(shares) for _ in cuts[:-1]), _share([right])][: len(cuts)]
+        if None in labels:
+            unjudged = f"no continuation of step {labels.index(None) + 1} could be judged"
+            labelled.append("the solution could not be judged" if right is None else unjudged)
+            continue
         pieces = [solution[start:end].strip() for start, end in zip([0, *cuts], cuts, strict=False)]
         labelled.append([{"text": text, "label": label} for text, label in zip(pieces, labels, strict=True)])
     return labelled
+
+
+def _share(verdicts: Sequence[bool | None]) -> float | None:
+    """Of right ones among those that were judged; None where none was."""
+    known = [verdict for verdict in verdicts if verdict is not None]
+    return sum(known) / len(known) if known else None
 
 
 def critic_rows(
@@ -80,8 +92,8 @@ def critic_rows(
 ) -> tuple[list[Row], list[Reject]]:
     """Solve every row, label the steps, and make the rows that a critic trains on, and what was left out.
 
-    Left out are rows of several questions, and solutions that are empty, repeat another one of the same row, or hold
-    what a conversation may not.
+    Left out are rows of several questions, and solutions that are empty, repeat another one of the same row, hold what
+    a conversation may not, or could not be judged.
     """
     rejects: list[Reject] = []
     usable = []
@@ -108,6 +120,9 @@ def critic_rows(
     labelled = label_steps(engine, [(row, solution) for row, _, solution in solved], judged, settings)
     made = []
     for (row, name, _), steps in zip(solved, labelled, strict=True):
+        if isinstance(steps, str):
+            rejects.append(_reject(f"{row['id']}/{name}", steps))
+            continue
         new = critic_row(row, name, steps, settings.threshold)
         if reason := check_row(new):
             rejects.append(_reject(new["id"], reason))

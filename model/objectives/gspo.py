@@ -30,14 +30,18 @@ class GspoLoss(NamedTuple):
     Attributes:
         loss: a scalar.
         ratios: importance ratios [S], for a histogram.
+        clipped: [S], which answers are clipped, and so have no gradient.
+        entropies: [S], over the tokens of each answer; None where entropies were not given.
         sums: over the answers, without gradient: ``answers`` (their number), ``ratio``, ``clipped_low`` and
-            ``clipped_high`` (answers that are clipped, and so have no gradient), ``tokens``, and ``entropy`` over the
-            tokens, where entropies were given. Added over micro-batches and ranks, and divided by ``answers`` or
+            ``clipped_high`` (answers that are clipped), ``tokens``, and ``entropy`` over the tokens, where entropies
+            were given. Added over micro-batches and ranks, and divided by ``answers`` or
             ``tokens``, they are the means of the step.
     """
 
     loss: Tensor
     ratios: Tensor
+    clipped: Tensor
+    entropies: Tensor | None
     sums: dict[str, Tensor]
 
 
@@ -147,13 +151,17 @@ def gspo_loss(
     gains = torch.minimum(ratios * advantages_S, ratios.clamp(low, high) * advantages_S)
     if weights_S is not None:
         gains = gains * weights_S.detach()
+    low_S, high_S = (ratios < low) & (advantages_S < 0), (ratios > high) & (advantages_S > 0)
     sums = {
         "answers": ratios.new_tensor(len(lengths)),
         "ratio": ratios.sum(),
-        "clipped_low": ((ratios < low) & (advantages_S < 0)).sum(),
-        "clipped_high": ((ratios > high) & (advantages_S > 0)).sum(),
+        "clipped_low": low_S.sum(),
+        "clipped_high": high_S.sum(),
         "tokens": ratios.new_tensor(len(log_probabilities_M)),
     }
+    entropies = None
     if entropies_M is not None:
         sums["entropy"] = entropies_M.sum()
-    return GspoLoss(-gains.sum() / denominator, ratios.detach(), {name: x.detach() for name, x in sums.items()})
+        entropies = segment_sums(entropies_M.detach(), lengths)
+    loss, sums = -gains.sum() / denominator, {name: value.detach() for name, value in sums.items()}
+    return GspoLoss(loss, ratios.detach(), low_S | high_S, entropies, sums)

@@ -101,8 +101,9 @@ def policy_loss(
 
     Args:
         network: the one that learns.
-        batch: ``given`` holds ``advantages`` [S], ``sampler`` [M] (log-probabilities of the sampling engine) and, where
-            the network has changed since the rollout, ``old`` [M].
+        batch: ``given`` holds ``advantages`` [S], ``sampler`` [M] (log-probabilities of the sampling engine),
+            ``places`` [S] (of the answers among those of the step) and, where the network has changed since the
+            rollout, ``old`` [M].
         denominator: answers of the optimiser step; 0 where none of them has a reward.
         objective: the clip range.
         importance_cap: of ``truncated_importance``; None weighs all answers alike.
@@ -128,7 +129,7 @@ def policy_loss(
         entropies_M=scores.entropies,
     )
     if given["advantages"].any():  # a stand-in is there to run the modules
-        memory.add(found, correction)
+        memory.add(found, correction, given["places"].tolist(), batch.lengths)
     if auxiliary is None:
         return found.loss
     return found.loss + auxiliary * (batch.weights.sum() / (denominator or 1.0))

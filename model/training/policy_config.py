@@ -16,6 +16,8 @@ class SamplingServer(Section):
     """The name that it serves the model under."""
     concurrency: int = Field(64, gt=0)
     """Queries that a process asks at the same time."""
+    timeout_s: float = Field(3600.0, gt=0)
+    """Seconds until a query has all of its answers, its wait in the queue included; more end the run."""
 
 
 class RolloutServer(SamplingServer):

@@ -245,6 +245,7 @@ class RolloutSource:
         given = {
             "advantages": torch.from_numpy(iteration.advantages[list(slots)]),
             "sampler": torch.from_numpy(np.concatenate([iteration.sampler(slot) for slot in slots])),
+            "places": torch.tensor([slot % self.training.batch_size for slot in slots]),
         }
         if iteration.old is not None and all(slot in iteration.old for slot in slots):
             given["old"] = torch.from_numpy(np.concatenate([iteration.old[slot] for slot in slots]))

@@ -17,7 +17,7 @@ from model.data.schema import RESERVED, Row
 from model.families.decoding import DecodingBatch, Prompt, check_context, continue_prompts
 from model.families.interface import Network, Processor, Sample
 from model.training.attention import NAME as PACKED
-from model.training.sampling import Sampling, draw, sampleable_ids, uniforms
+from model.training.sampling import Sampling, answer_text, draw, sampleable_ids, uniforms
 from model.training.stopping import give_up_if_requested
 
 
@@ -176,8 +176,9 @@ class NetworkSampler:
 
         end = self.processor.eos_token_id
         done = continue_prompts(batch, end, limits, choose)
+        tokenizer = self.processor.tokenizer
         return [
-            Response([*ids, end] if reason == "stop" else ids, values, self.processor.decode(ids), reason)
+            Response([*ids, end] if reason == "stop" else ids, values, answer_text(tokenizer, ids, end), reason)
             for (ids, reason), values in zip(done, log_probabilities, strict=True)
         ]
 

@@ -17,6 +17,11 @@ from torch import Tensor
 from model.data.schema import PLACEHOLDERS, RESERVED
 
 _CONTROL = re.compile(r"<\|.*\|>")
+_GROUNDING = {
+    *(tag for name in ("ref", "box", "quad") for tag in (f"<{name}>", f"</{name}>")),
+    *(f"<|{name}_{end}|>" for name in ("object_ref", "box", "quad") for end in ("start", "end")),
+}
+"""Special tokens that are text of an answer: what it names and where that is, as InternVL and the Qwen-VLs write it."""
 _RESOLUTION = float(2**44)
 """Weight of the likeliest token where probabilities are summed as integers: 2**18 tokens that are all as likely add up
 to 2**62, and 64 bits hold that."""
@@ -55,15 +60,15 @@ def uniforms(seed: int, row_id: str, prefix: str, number: int) -> Iterator[float
 
 
 def sampleable_ids(tokenizer: Tokenizer, end_of_turn: int, vocabulary: int) -> list[int]:
-    """Ids that may be sampled, ascending: text, and the end of turn.
+    """Ids that may be sampled, ascending: text, tags around names and boxes, and the end of turn.
 
-    Left out are special tokens, the words that chat templates write around turns and images, everything written
-    ``<|...|>``, and rows of the head that stand for no token (vocabularies are padded to a round number). What remains
-    includes ``<think>`` and ``</think>``.
+    Left out are other special tokens, the words that chat templates write around turns and images, everything else
+    written ``<|...|>``, and rows of the head that stand for no token (vocabularies are padded to a round number). What
+    remains includes ``<think>`` and ``</think>``.
 
     Args:
         tokenizer: of the model.
-        end_of_turn: the one special token that may be sampled.
+        end_of_turn: a special token that may be sampled.
         vocabulary: rows of the head.
     """
     added = tokenizer.get_added_tokens_decoder()
@@ -71,9 +76,21 @@ def sampleable_ids(tokenizer: Tokenizer, end_of_turn: int, vocabulary: int) -> l
     known = {
         index
         for token, index in tokenizer.get_vocab(with_added_tokens=True).items()
-        if token not in control and not _CONTROL.fullmatch(token) and not (index in added and added[index].special)
+        if token in _GROUNDING
+        or (token not in control and not _CONTROL.fullmatch(token) and not (index in added and added[index].special))
     }
     return sorted(index for index in known | {end_of_turn} if index < vocabulary)
+
+
+def answer_text(tokenizer: Tokenizer, token_ids: Sequence[int], end_of_turn: int) -> str:
+    """Text of sampled ids, with the tags around names and boxes, which a tokenizer leaves out with all that is special.
+
+    Args:
+        tokenizer: of the model.
+        token_ids: of ``sampleable_ids``.
+        end_of_turn: no part of the text.
+    """
+    return tokenizer.decode([index for index in token_ids if index != end_of_turn], skip_special_tokens=False)
 
 
 def draw(logits_BV: Tensor, allowed_A: Tensor, uniforms_B: Sequence[float], sampling: Sampling) -> Tensor:

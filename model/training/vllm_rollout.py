@@ -22,7 +22,7 @@ from model.data.errors import InputError
 from model.data.schema import IMAGE_PLACEHOLDER, Row
 from model.families.interface import Network, Processor
 from model.training.rollout import Query, Response, prefix_ids
-from model.training.sampling import Sampling, sampleable_ids
+from model.training.sampling import Sampling, answer_text, sampleable_ids
 from model.training.stopping import give_up_if_requested
 
 _MOST_REPLY_BYTES = 1 << 30
@@ -238,7 +238,8 @@ class VllmSampler:
         if len(values) != len(ids):
             raise ValueError(f"{len(values)} log-probabilities of {len(ids)} tokens")
         reason = "stop" if choice["finish_reason"] == "stop" else "length"
-        return Response(ids, values, self.processor.decode(ids), reason)
+        text = answer_text(self.processor.tokenizer, ids, self.processor.eos_token_id)
+        return Response(ids, values, text, reason)
 
 
 def _awaited(group: "Future[list[Response]]") -> list[Response]:

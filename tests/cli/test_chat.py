@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from cli import chat_model
 from cli.chat import Words, read_words
+from cli.chat_model import choose
 from cli.conversation import Conversation, Manner, read_picture
 from cli.main import app
 from model.critic.critic import Critic, best_of
+from model.data.errors import InputError
 from model.data.thinking import thinking_row
 from model.families.generation import answer_rows
 from model.training.rollout import NetworkSampler, Query
@@ -90,6 +92,17 @@ def test_the_best_of_several_is_the_one_its_critic_scores_highest(tiny_directory
     best = best_of(scores)
     assert len(set(scores)) > 1 and done.stdout == f"{texts[best]}\n"
     assert done.stderr.startswith(f"fovea: answer {best + 1} of 4: {scores[best]:.3f} (the mean over")
+
+
+def test_an_answer_that_its_critic_cannot_judge_is_not_chosen_and_said_why(tiny_model, image, capsys):
+    row = Conversation([read_picture(image)]).row(QUESTION)
+    assert choose(Critic(*tiny_model), row, ["so " * 1000, "3", ""]) == "3"
+    long, empty, chosen = capsys.readouterr().err.splitlines()
+    assert long.startswith("fovea: answer 1 of 3 cannot be judged: it has ") and "context is 2048" in long
+    assert empty == "fovea: answer 3 of 3 cannot be judged: it is empty"
+    assert chosen.startswith("fovea: answer 2 of 3: ")
+    with pytest.raises(InputError, match="the critic can judge none of 2 answers"):
+        choose(Critic(*tiny_model), row, ["", " "])
 
 
 def test_the_best_of_one_is_itself_and_needs_no_critic(tiny_directory, tmp_path):

@@ -13,6 +13,7 @@ from model.data.schema import check_row, scorer
 from model.data.shards import open_dataset, write_dataset
 from model.training.rollout import Response
 from model.training.sampling import Sampling
+from scoring.judge import Judges, Verdict
 from tests.tiny import picture, question_row
 
 SETTINGS = LabelSettings(solutions=2, continuations=2, sampling=Sampling(max_new_tokens=4))
@@ -83,6 +84,21 @@ def test_a_row_that_cannot_be_judged_is_named(tmp_path):
     rows[0]["scorer"] = scorer("bleu")
     with pytest.raises(InputError, match="row r0: unknown scorer 'bleu'"):
         critic.label_dataset(tmp_path / "made", rows, CountingEngine(), SETTINGS, {})
+
+
+def test_answers_that_no_scorer_could_judge_label_nothing_and_are_counted(tmp_path, monkeypatch, capsys):
+    """The scorer of "so 9" hangs: once as a solution, once as a continuation of it."""
+
+    def ask(_judges, requests):
+        hung = Verdict(failed="its scorer took more than 2 s")
+        return [hung if r.prediction.endswith("9") else Verdict(value=1.0, parsed=True) for r in requests]
+
+    monkeypatch.setattr(Judges, "ask", ask)
+    assert critic.label_dataset(tmp_path / "made", questions(1), CountingEngine(), SETTINGS, {}) == (1, 1)
+    (reject,) = open_dataset(tmp_path / "made").rejects()
+    assert (reject["id"], reject["reason"]) == ("r0/solution-1", "the solution could not be judged")
+    told = "fovea: 2 answers could not be judged, and label nothing: row r0: its scorer took more than 2 s\n"
+    assert capsys.readouterr().err.endswith(told)
 
 
 def test_what_the_command_makes_trains_a_critic_in_the_step_sft(tiny_directory, tmp_path, rng):

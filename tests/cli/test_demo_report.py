@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from cli import charts
-from cli.curves import Line, Trend, curves, scores_over_stages, shares_over_steps
+from cli.curves import Line, Trend, curves, scores_over_stages, shares_over_steps, small_multiples
 from cli.findings import measures_of, trends
 from cli.report import Example, FlashScore, Measures, Report, render, write_report
 from cli.stage_curves import RATIO_EDGES, stage_pictures
@@ -148,6 +148,7 @@ def test_report_shows_what_a_model_says_as_text(report):
         curves("one & the same", [Line("a", [(1, 0.5), (2, 0.5)]), Line("gone", [(1, float("nan"))])]),
         curves("nothing", []),
         shares_over_steps("nothing", ["a"], [], within=(0, 0)),
+        small_multiples("none of it", ["a & b"], [("<a family of a long name>", [Line("a", [])])]),
         scores_over_stages(Trend("none", [])),
         charts.score_bars([]),
         charts.funnel([("a & b", 0, "<")]),
@@ -173,7 +174,7 @@ def test_a_line_with_one_tuned_model_has_no_trend(summary):
     assert trends(summary.model_copy(update={"stages": stages})) == []
 
 
-def test_pictures_of_a_policy_show_rewards_by_family_and_where_ratios_are_clipped():
+def test_pictures_of_a_policy_show_its_families_and_where_ratios_are_clipped():
     bins = {f"ratio_histogram/{number:02d}": 1 / 15 for number in range(15)}
     judged = {"reward": 0.4, "accuracy": 0.5, "reward/read": 0.6, "reward/count": 0.2, "length": 9.0}
     history = [{"step": step, "loss": -1e-5, **judged, **bins} for step in range(1, 20)]
@@ -182,13 +183,39 @@ def test_pictures_of_a_policy_show_rewards_by_family_and_where_ratios_are_clippe
     titles = [ElementTree.fromstring(picture).get("aria-label").split(":")[0] for picture in pictures]
     assert titles == [
         "sampled answers",
-        "reward by family",
+        "by family",
         "tokens of an answer",
         "importance ratio minus 1, over steps",
     ]
-    assert "read 0.6" in pictures[1] and "count 0.2" in pictures[1]
+    said = [part.text for part in ElementTree.fromstring(pictures[1]) if part.tag.endswith("text")]
+    assert said == ["by family", "reward", "0.2\u20130.6", "0.2", "0.6", "count", "read"]
     frame = [rect for rect in ElementTree.fromstring(pictures[-1]) if rect.get("stroke") is not None]
     assert [rect.get("height") for rect in frame] == ["39"]  # three bins of 13 lie between -3e-4 and 4e-4
+
+
+@pytest.mark.parametrize(("epsilon", "frames"), [(9e-5, 0), (1e-4, 1), (3e-4, 1)])
+def test_a_clip_range_within_one_bin_is_drawn_without_a_frame(epsilon, frames):
+    history = [{"step": 1, "loss": 0.0, "reward": 0.5, "ratio_histogram/07": 1.0, "ratio_histogram/00": 0.0}]
+    config = {"objective": {"epsilon_low": epsilon, "epsilon_high": epsilon}}
+    *_, picture = stage_pictures("gspo", {"history": history, "config": config})
+    drawn = ElementTree.fromstring(picture)
+    assert len([rect for rect in drawn if rect.get("stroke") is not None]) == frames
+
+
+def test_every_family_has_its_own_curves_however_many_there_are():
+    names = [f"family-{number:02d}" for number in range(12)]
+    history = []
+    for step in range(1, 301):
+        shares = {f"{kind}/{name}": step / 300 for name in names for kind in ("reward", "accuracy", "length")}
+        # Families that nothing was learned from in most steps: curves with gaps, and one that has none.
+        learned = {f"{kind}/{name}": 0.5 for name in names[step % 11 :: 11] for kind in ("entropy", "clipped")}
+        learned.pop("entropy/family-00", None)
+        history.append({"step": step, "loss": 0.0, "reward": 0.5, **shares, **learned})
+    pictures = stage_pictures("gspo", {"history": history, "config": {}})
+    (drawn,) = [ElementTree.fromstring(picture) for picture in pictures if "by family" in picture]
+    assert drawn.get("aria-label") == "by family: reward, accuracy, length, entropy, clipped"
+    assert len([part for part in drawn if part.tag.endswith("polyline")]) == 12 * 5 - 1
+    assert len(max(pictures, key=len)) < 100_000
 
 
 def test_the_bins_of_ratios_are_those_that_training_counts():

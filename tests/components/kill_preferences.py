@@ -1,7 +1,8 @@
 """Build preferences in children that are killed or told to stop, and then in one that ends: ``MODEL ROWS OUT KILLS``.
 
-One process imports everything and forks the children, so that a kill costs a moment and not an import. Prints
-``{"kills", "chunks", "seconds"}``: how many chunks of answers lay there after each kill, and how long the slowest took.
+One process imports everything and forks the children, so that a kill costs a moment and not an import. A child is
+killed a moment after it has stored a chunk of answers. Prints ``{"kills", "chunks", "all", "seconds"}``: how many
+chunks lay there after each kill and at the end, and how long the slowest child took to end.
 """
 
 import json
@@ -44,19 +45,27 @@ def child(model: Path, rows: Path, out: Path) -> int:
 
 def main(model: Path, rows: Path, out: Path, kills: int) -> None:
     """Kill ``kills`` children, every other one by SIGTERM, and let one live."""
-    sampling.CHUNK = 4
+    sampling.CHUNK = 2
     moments, chunks, seconds = random.Random(0), [], []
     for number in range(kills):
-        pid = child(model, rows, out)
-        time.sleep(moments.uniform(0.1, 1.2))
-        asked = time.monotonic()
-        os.kill(pid, signal.SIGTERM if number % 2 else signal.SIGKILL)
-        os.waitpid(pid, 0)
+        before, pid = stored(out), child(model, rows, out)
+        while stored(out) == before:
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0), "a child ended before it was killed"
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
+        asked, how = time.monotonic(), signal.SIGTERM if number % 2 else signal.SIGKILL
+        os.kill(pid, how)
+        assert os.waitpid(pid, 0)[1] == how
         seconds.append(time.monotonic() - asked)
-        chunks.append(len(list((out / "state" / "answers").glob("[0-9]*.json"))))
+        chunks.append(stored(out))
     _, status = os.waitpid(child(model, rows, out), 0)
     assert status == 0
-    print(json.dumps({"kills": kills, "chunks": chunks, "seconds": max(seconds)}))
+    print(json.dumps({"kills": kills, "chunks": chunks, "all": stored(out), "seconds": max(seconds)}))
+
+
+def stored(out: Path) -> int:
+    """Chunks of answers that are complete."""
+    return len(list((out / "state" / "answers").glob("[0-9]*.json")))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -140,6 +141,37 @@ def test_stopped_between_any_two_chunks_and_run_again_it_gives_the_same_bytes(bu
     assert identities(pairs, rollouts) == identities(*built[:2])
 
 
+def test_rows_that_were_refused_at_the_first_start_stay_refused(world, tmp_path, monkeypatch):
+    """A reference at the border of its time may be refused at one start and accepted at the next."""
+    slow = {"read-0": "its scorer numeric rejects its own reference (over 2 s)"}
+    monkeypatch.setattr(step, "check_references", lambda *_: dict(slow))
+    whole = build(world, tmp_path / "whole")
+    sample, asked = NetworkSampler.sample, []
+
+    def stop_in_the_second_chunk(self, queries, *rest):
+        asked.extend(queries)
+        if len(asked) > 32:
+            raise KeyboardInterrupt
+        return sample(self, queries, *rest)
+
+    with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
+        first.setattr(NetworkSampler, "sample", stop_in_the_second_chunk)
+        build(world, tmp_path / "killed")
+    monkeypatch.setattr(step, "check_references", lambda *_: {})
+    again = build(world, tmp_path / "killed")
+    assert identities(*again[:2]) == identities(*whole[:2])
+    rejects = {reject["id"]: reject["reason"] for reject in open_dataset(again[0]).rejects()}
+    assert rejects["read-0"] == slow["read-0"]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a"'])
+def test_a_damaged_file_of_refused_rows_is_named(world, tmp_path, text):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "refused.json").write_text(text)
+    with pytest.raises(InputError, match=r"refused\.json: damaged \(.*\); remove .*state to start anew"):
+        build(world, tmp_path)
+
+
 @pytest.mark.parametrize("stored", ["", '[{"id": "read-0"', "[]", '{"a": 1}'])
 def test_a_damaged_file_of_answers_is_named_before_anything_is_sampled(world, tmp_path, monkeypatch, stored):
     answers = tmp_path / "state" / "answers"
@@ -182,7 +214,7 @@ def test_rows_that_cannot_be_asked_are_rejects_and_bad_scorers_stop_the_step(wor
     assert "leaves no room for an answer (max_tokens 512" in rejects["long"]
     assert "no image that could be left out" in rejects["blind"]
     with pytest.raises(InputError, match="row 'own': multiple_choice: the reference 'seven'"):
-        build(world, tmp_path, rows=save_questions(tmp_path / "bad", [*world[2][:3], own]))
+        build(world, tmp_path / "again", rows=save_questions(tmp_path / "bad", [*world[2][:3], own]))
 
 
 def test_a_server_samples_in_place_of_the_model_whose_weights_stay_unread(built, world, tmp_path, monkeypatch):
@@ -215,6 +247,14 @@ def test_a_server_that_does_not_answer_is_one_line(world, tmp_path, monkeypatch)
     assert closed == ["http://127.0.0.1:9"]
 
 
+def test_a_server_that_is_too_slow_is_one_line(world, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        server = SamplingServer(url=url, model="guesser", timeout_s=0.2)
+        with pytest.raises(InputError, match=r"row read-0: vLLM at http://127\.0\.0\.1:\d+: .*ReadTimeout"):
+            build(world, tmp_path, SMALL.model_copy(update={"server": server, "open_tasks": ()}))
+
+
 @pytest.mark.parametrize("layout", ["text_config", "llm_config", None])
 def test_context_and_vocabulary_are_read_in_every_published_layout(tmp_path, layout):
     text = {"vocab_size": 7, "max_position_embeddings": 9}
@@ -226,7 +266,7 @@ def test_context_and_vocabulary_are_read_in_every_published_layout(tmp_path, lay
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(built, world, tmp_path):
+def test_killed_while_it_samples_and_run_again_it_gives_the_same_bytes(built, world, tmp_path):
     script = Path(__file__).with_name("kill_preferences.py")
     command = [sys.executable, str(script), str(world[0]), str(world[1]), str(tmp_path), "5"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
@@ -234,6 +274,7 @@ def test_killed_at_any_moment_and_run_again_it_gives_the_same_bytes(built, world
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["kills"] == 5 and found["seconds"] < 5, "a request to stop is no slower than a kill"
+    assert sum(0 < chunks < found["all"] for chunks in found["chunks"]) >= 2, "killed while it samples"
     assert identities(tmp_path / "pairs", tmp_path / "rollouts") == identities(*built[:2])
 
 

@@ -106,14 +106,20 @@ class Server:
 
 def test_a_server_samples_with_the_weights_of_the_moment(asked, heldout, random_models, context, tmp_path, monkeypatch):
     Server.rows = list(open_dataset(asked[0]).rows())
-    monkeypatch.setattr(step, "VllmServer", lambda url: Server(url, load_processor(random_models[0])))
-    plan = CONFIG.rollout.model_copy(
-        update={"server": RolloutServer(url="http://a:1", model="m"), "importance_cap": 2.0}
-    )
+    waits = []
+
+    def server(url, timeout_s):
+        waits.append(timeout_s)
+        return Server(url, load_processor(random_models[0]))
+
+    monkeypatch.setattr(step, "VllmServer", server)
+    served = RolloutServer(url="http://a:1", model="m", timeout_s=7200)
+    plan = CONFIG.rollout.model_copy(update={"server": served, "importance_cap": 2.0})
     config = CONFIG.model_copy(update={"rollout": plan, "training": CONFIG.training.model_copy(update={"steps": 4})})
     result = run(
         config, rows=asked[0], heldout=heldout, init=random_models[0], model=tmp_path / "model", context=context
     )
+    assert waits == [7200]
     assert Server.calls.count("/collective_rpc") == 2, "once an iteration"
     assert Server.calls.count("/v1/chat/completions") == 8
     learned = [record for record in result.history if record["learning"]]
@@ -140,12 +146,22 @@ def test_a_server_that_fails_is_left_without_connections(asked, heldout, random_
         server.get("/health")
 
 
+def test_chance_in_the_network_is_allowed_where_every_rollout_has_one_step():
+    given = CONFIG.model_dump()
+    given["training"] |= {"batch_size": 16, "drop_path_rate": 0.1}
+    assert GspoConfig.model_validate(given).training.drop_path_rate == 0.1
+
+
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
         ("training", {"packing": PackingConfig(max_tokens=64, max_units=4)}, r"training\.packing: answers are packed"),
         ("training", {"batch_size": 6}, r"batch_size must divide rollout\.prompts \* rollout\.responses"),
         ("rollout", {"server": {"url": "http://a:1", "model": "m"}}, "importance_cap: a server samples"),
+        ("training", {"jpeg_quality": (75, 100)}, r"training\.jpeg_quality: answers are to the image as it is"),
+        ("training", {"text_to_multimodal": (1, 2)}, r"training\.text_to_multimodal: queries come in shuffled epochs"),
+        ("training", {"drop_path_rate": 0.1}, r"training\.drop_path_rate: not with several steps on a rollout"),
+        ("training", {"lora": {"dropout": 0.1}}, r"training\.lora\.dropout: not with several steps on a rollout"),
         ("reward", {"soft_length": 64}, r"soft_length must be below rollout\.max_new_tokens, which is 64"),
     ],
 )

@@ -159,6 +159,46 @@ def test_online_rl_takes_whole_optimiser_steps_and_states_its_clipping():
         load_profile("internvl3_5_8b", {"gspo": {"training": {"batch_size": 500}}})
 
 
+PUBLISHED = [*(f"internvl3_5_{size}" for size in TABLE_1), "qwen2_5_vl_7b"]
+GPU_GB = 80
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_preferences_are_sampled_in_half_precision_where_the_model_fits_or_by_a_server(name):
+    config = load_profile(name).build_preferences
+    assert (config.precision, config.threads) == ("bfloat16", 8)
+    weights = 2 * sum(TABLE_1.get(name.removeprefix("internvl3_5_"), (7.6, 0.7)))
+    assert weights < 0.6 * GPU_GB or config.server is not None
+
+
+@pytest.mark.parametrize("size", TABLE_1)
+def test_a_model_that_does_not_fit_beside_its_training_answers_through_a_server(size):
+    """Whole in half precision, beside a share of the weights and their optimiser in every process."""
+    profile = load_profile(f"internvl3_5_{size}")
+    parameters, gspo = sum(TABLE_1[size]), profile.gspo
+    ranks = gspo.training.processes * profile.platform.train.nodes
+    alone = gspo.rollout.server is None
+    assert alone == (2 * parameters + 16 * parameters / ranks < 0.9 * GPU_GB)
+    assert alone == (profile.build_preferences.server is None)
+    if not alone:
+        assert gspo.rollout.importance_cap is not None
+        assert gspo.rollout.server.model == profile.build_preferences.server.model == profile.name
+        assert gspo.rollout.server.url != profile.build_preferences.server.url, "one has other weights"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_answers_of_a_group_share_their_forward_passes_as_far_as_the_longest_fit(name):
+    """What the layers keep of every token with activation checkpointing, and no pass over the end of a group."""
+    profile = load_profile(name)
+    gspo, answers = profile.gspo, profile.gspo.training.micro_batch_size
+    assert gspo.rollout.responses % answers == 0
+    language = getattr(profile.pretrain.model, "language", None)
+    width, layers = (language.hidden_size, language.num_hidden_layers) if language else (3584, 28)
+    longest = gspo.rollout.max_prompt_tokens + answers * gspo.rollout.max_new_tokens
+    assert 2 * width * layers * longest < 0.45 * GPU_GB * 1e9
+    assert answers > 1 or width * layers > 5000 * 60
+
+
 # --- what is written about them
 
 

@@ -1,5 +1,7 @@
 """A critic's scores in one pass, the best of several answers, and a critic that learns to tell right from wrong."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -84,15 +86,14 @@ def test_neither_neighbours_nor_their_number_change_a_score(tiny_model, row):
 @pytest.mark.parametrize("solution", ["", " \n\n ", "it shows <image>", "a\n\n<|im_end|>"])
 def test_a_solution_that_cannot_be_judged_scores_nothing(tiny_model, row, solution):
     empty, other = Critic(*tiny_model).scores(row, [solution, "3"])
-    assert (empty.score, empty.steps) == (0.0, ())
+    assert (empty.score, empty.steps) == (0.0, ()) and empty.reason.startswith(("it is empty", "it holds <"))
     assert other.score > 0
 
 
-def test_a_solution_beyond_the_critics_context_is_named(tiny_model, row):
-    with pytest.raises(
-        InputError, match=r"row r1: question and solution have \d+ tokens; the critic's context is 2048"
-    ):
-        Critic(*tiny_model).scores(row, ["so " * 1000])
+def test_a_solution_beyond_the_critics_context_costs_no_other_its_score(tiny_model, row):
+    long, other = Critic(*tiny_model).scores(row, ["so " * 1000, "3"])
+    assert (long.score, long.steps) == (0.0, ()) and other == Critic(*tiny_model).scores(row, ["3"])[0]
+    assert re.fullmatch(r"it has \d+ tokens with its question; the critic's context is 2048", long.reason)
 
 
 def test_the_best_is_the_highest_and_the_first_of_equals():

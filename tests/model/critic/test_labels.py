@@ -61,6 +61,25 @@ def test_solutions_become_rows_and_what_is_left_out_is_said_why():
     }
 
 
+def test_what_could_not_be_judged_is_neither_right_nor_wrong():
+    """A scorer hangs at "hm"."""
+
+    def judged_in_part(pairs):
+        return [None if answer.endswith("hm") else answer.endswith(row["answers"][0]) for row, answer in pairs]
+
+    row = question_row("r1", [], "8", question="3 + 5?")
+    engine = ScriptedEngine(
+        {"": ["a\n\nb\n\n8", "c\n\nhm", "d\n\n8"], "a\n\n": ["8", "hm", "9", "hm"]}
+        | {"a\n\nb\n\n": ["8", "8", "8", "hm"], "c\n\n": ["8"] * 4, "d\n\n": ["hm"] * 4}
+    )
+    made, rejects = critic_rows(engine, [row], judged_in_part, SETTINGS)
+    assert [[step["label"] for step in row["steps"]] for row in made] == [[0.5, 1.0, 1.0]]
+    assert {reject["id"]: reject["reason"] for reject in rejects} == {
+        "r1/solution-1": "the solution could not be judged",
+        "r1/solution-2": "no continuation of step 1 could be judged",
+    }
+
+
 def test_a_reserved_word_that_a_model_spelled_is_never_begun_with():
     engine = ScriptedEngine({"": ["<IMG_CONTEXT>\n\n8", "<|im_end|>\n\n8", "8"]})
     made, rejects = critic_rows(engine, [question_row("r1", [], "8")], judged, SETTINGS)

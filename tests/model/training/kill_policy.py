@@ -1,7 +1,8 @@
 """Learn from rollouts in children that are killed in a given phase: ``kill_policy.py OUT SEED``.
 
-One process imports everything and forks the children. Prints ``{"kills", "same_history", "same_weights",
-"same_counts", "asked_again"}`` against a child that nobody killed.
+One process imports everything and forks the children. Prints ``{"kills", "started", "same_history", "same_weights",
+"same_counts", "asked_again", "never_asked"}`` against a child that nobody killed; ``started`` are the steps of the
+checkpoints that the children took up, 0 where there was none.
 """
 
 import json
@@ -11,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from threading import Event
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,16 +22,18 @@ from model.training.rollout import NetworkSampler
 from tests.model.training.policy_runs import even_share, queries, rollout, run, training
 from tests.tiny import byte_tokenizer, tiny_config
 
-CONFIG = training(steps=20, batch_size=4, checkpoint_every=3, precision="bfloat16", drop_path_rate=0.2)
+CONFIG = training(steps=28, batch_size=4, checkpoint_every=1, precision="bfloat16", drop_path_rate=0.2)
 """Two steps an iteration: every other checkpoint lies in the middle of one."""
 PHASES = ("rollout", "reward", "old", "update")
+TIMES = {"rollout": 2, "reward": 2, "old": 1, "update": 1}
+"""How often a child enters the phase before the time in which it is killed: each leaves a checkpoint behind it."""
 
 
 def child_run(directory: Path, tell) -> None:
     """Learn, and say before each phase that it begins: ``tell(phase)``."""
     network, processor = build_model(tiny_config(), byte_tokenizer(), seed=0)
     sampler = NetworkSampler(network, processor)
-    sample, asked = sampler.sample, directory / "asked.txt"
+    sample, asked, begun = sampler.sample, directory / "asked.txt", Event()
 
     def told_sample(given, *rest):
         tell("rollout")
@@ -43,8 +47,14 @@ def child_run(directory: Path, tell) -> None:
         return even_share(answers)
 
     def told_progress(label, done, total):
-        # The second of the two queries is stored: what follows is the pass before the first update.
-        tell("old" if label.startswith("rollout") and done == total else "update")
+        if label == "gspo":
+            if not begun.is_set():
+                begun.set()
+                with (directory / "started.txt").open("a") as stream:
+                    stream.write(f"{done}\n")
+            tell("update")
+        elif done == total:  # the second of the two queries is stored: what follows is the pass before the first update
+            tell("old")
 
     sampler.sample = told_sample
     more = {"reward": told_reward, "progress": told_progress, "engine": sampler}
@@ -100,8 +110,7 @@ def main(out: Path, seed: int) -> None:
         raise SystemExit("the child that nobody kills failed")
     draw, kills = random.Random(seed), 0
     for phase in PHASES * 2:
-        # The first time that an update is spoken of is before the first step.
-        kill_in(killed, phase, 1 if phase == "update" else 0, draw.uniform(0, 0.05))
+        kill_in(killed, phase, TIMES[phase], draw.uniform(0, 0.03))
         kills += 1
     child, _ = start(killed)
     if os.waitpid(child, 0)[1]:
@@ -110,6 +119,7 @@ def main(out: Path, seed: int) -> None:
     asked = (killed / "asked.txt").read_text().split()
     found = {
         "kills": kills,
+        "started": [int(step) for step in (killed / "started.txt").read_text().split()],
         "same_history": history == resumed,
         "same_weights": all(torch.equal(weights[name], again[name]) for name in weights),
         "same_counts": counts == counted,

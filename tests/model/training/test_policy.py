@@ -5,10 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from model.data.errors import InputError
 from model.flash.build import build_model
 from model.objectives.config import GspoObjective
+from model.objectives.gspo import Correction, GspoLoss
+from model.training.policy_memory import PolicyMemory
 from model.training.policy_rollouts import Judgement
 from model.training.policy_store import RolloutStore
 from tests.model.training.policy_runs import Recited, babble, queries, rollout, run, training
@@ -223,8 +227,39 @@ def test_a_record_tells_the_families_apart(tmp_path):
         "format": 0.25,
     }
     assert {name: record[name] for name in expected} == expected
-    lengths = [len(babble(f"q{query}", number)) for query in range(4) for number in range(4)]
+    lengths = [[len(babble(f"q{query}", number)) for number in range(4)] for query in range(4)]
     assert record["length"] == pytest.approx(np.mean(lengths))
+    assert record["length/read"] == pytest.approx(np.mean(lengths[::2]))
+    assert record["length/count"] == pytest.approx(np.mean(lengths[1::2]))
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 8])
+def test_families_make_up_the_whole_wherever_their_answers_lie(tmp_path, micro_batch_size):
+    """Of the answers that learn: entropies weigh by tokens, clipped answers by answers."""
+
+    def judge(answers):
+        return [
+            Judgement(float(number**2)) if row["task"] == "read" or number % 4 else Judgement(None, failure="hung")
+            for number, (row, _) in enumerate(answers)
+        ]
+
+    tight = GspoObjective(epsilon_low=1e-9, epsilon_high=1e-9)
+    config = training(steps=2, batch_size=8, micro_batch_size=micro_batch_size)
+    settings = {"config": config, "objective": tight, "plan": rollout(prompts=4, kept_together=4)}
+    _, state, _ = run(tmp_path, rows=queries(4), engine=Recited(babble), reward=judge, **settings)
+    groups = RolloutStore(tmp_path / "rollouts").load(0)
+    for record, step in zip(state.history, ((0, 1), (2, 3)), strict=True):
+        answers, tokens = {"read": 0, "count": 0}, {"read": 0, "count": 0}
+        for group in (groups[query] for query in step):
+            family, known = queries(4)[group.row]["task"], ~np.isnan(group.rewards)
+            answers[family] += int(known.sum())
+            tokens[family] += sum(len(answer) for answer, k in zip(group.answers, known, strict=True) if k)
+        learning = {family for family, number in answers.items() if number}
+        entropy = sum(record[f"entropy/{family}"] * tokens[family] for family in learning)
+        clipped = sum(record[f"clipped/{family}"] * answers[family] for family in learning)
+        assert record["entropy"] == pytest.approx(entropy / sum(tokens.values()))
+        assert record["clipped_low"] + record["clipped_high"] == pytest.approx(clipped / sum(answers.values()))
+    assert clipped > 0
 
 
 def test_clipping_is_recorded_as_shares_of_the_answers_that_learn(tmp_path):
@@ -232,6 +267,22 @@ def test_clipping_is_recorded_as_shares_of_the_answers_that_learn(tmp_path):
     _, state, _ = run(tmp_path, config=training(steps=2), engine=Recited(babble), objective=tight)
     record = state.history[1]
     assert record["clipped_low"] + record["clipped_high"] > 0
+
+
+def test_ratios_of_a_gpu_are_counted_where_the_histogram_lies():
+    """Tensors that pretend: their devices are checked as real ones are, and they hold no numbers."""
+    memory = PolicyMemory()
+    answer = {"reward": 1.0, "accuracy": 1.0, "format": 1.0, "length": 3, "cut": False, "degenerate": False}
+    memory.begin([answer | {"family": "read", "failure": ""}] * 4)
+    sums = dict.fromkeys(("answers", "ratio", "clipped_low", "clipped_high", "tokens", "entropy"), 1.0)
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
+        ratios = torch.ones(4, device="cuda")
+        found = GspoLoss(ratios.sum(), ratios, ratios > 1, ratios, sums)
+        correction = Correction(ratios, dict.fromkeys(("mismatch", "weight", "truncated"), 0.0))
+        for _ in range(2):
+            memory.add(found, correction, [0, 1, 2, 3], [1, 1, 1, 1])
+        record = memory.step_done(lambda values: [1.0] * len(values))
+    assert record["ratio_histogram/07"] == 1
 
 
 def test_a_batch_that_does_not_divide_a_rollout_is_refused(tmp_path):

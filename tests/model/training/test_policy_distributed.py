@@ -39,7 +39,8 @@ def test_two_ranks_give_the_losses_and_the_weights_of_one_process(two_ranks, fou
         assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-5)
         assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-3)
         assert theirs["ratio"] == pytest.approx(ours["ratio"], abs=1e-5)
-        assert theirs["entropy"] == pytest.approx(ours["entropy"], rel=1e-5)
+        for key in (key for key in ours if key.startswith("entropy")):
+            assert theirs[key] == pytest.approx(ours[key], rel=1e-5), key
     assert any(record["degenerate"] for record in state.history)
     theirs = load_file(two_ranks / f"{name}.safetensors")
     for parameter_name, parameter in network.named_parameters():

@@ -20,6 +20,9 @@ def test_a_kill_in_any_phase_changes_no_bit_and_loses_no_rollout(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["kills"] == 8
+    first, *later = found["started"]
+    assert first == 0 and len(later) == 8 and later == sorted(later) and min(later) > 0, "all but the first resume"
+    assert any(step % 2 for step in later), "one of them in the middle of an iteration"
     assert found["same_history"] and found["same_weights"] and found["same_counts"]
     assert found["never_asked"] == 0
     assert found["asked_again"] <= found["kills"], "a kill costs the part that was under way"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from model.training.sampling import Sampling, draw, sampleable_ids, uniforms
+from model.training.sampling import Sampling, answer_text, draw, sampleable_ids, uniforms
 from tests.tiny import byte_tokenizer, harmony_tokenizer
 from tests.tiny_qwen import qwen_tokenizer
 
@@ -88,16 +88,27 @@ def test_random_numbers_depend_on_what_names_an_answer_and_on_its_position_alone
     ("tokenizer", "end"),
     [(byte_tokenizer(), "<|im_end|>"), (qwen_tokenizer(), "<|im_end|>"), (harmony_tokenizer(), "<|return|>")],
 )
-def test_text_thoughts_and_the_end_of_turn_can_be_sampled_and_nothing_else(tokenizer, end):
+def test_text_thoughts_grounding_and_the_end_of_turn_can_be_sampled_and_nothing_else(tokenizer, end):
     text = tokenizer.get_vocab_size(with_added_tokens=False)
     tokenizer.add_tokens(["<think>", "</think>", "<|fim_pad|>", "<IMG_CONTEXT>", "<image>"])
-    tokenizer.add_special_tokens([AddedToken("<box>", special=True)])
+    tags = [tag for name in ("ref", "box", "quad") for tag in (f"<{name}>", f"</{name}>")]
+    tags += [f"<|{name}_{end}|>" for name in ("object_ref", "box", "quad") for end in ("start", "end")]
+    tokenizer.add_special_tokens([AddedToken(tag, special=True) for tag in (*tags, "<seal>", "<|vision_pad|>")])
     vocabulary = 64 + tokenizer.get_vocab_size()
     ids = sampleable_ids(tokenizer, tokenizer.token_to_id(end), vocabulary)
     names = {tokenizer.id_to_token(index) for index in ids if index >= text}
-    assert names == {"<think>", "</think>", end}
+    assert names == {"<think>", "</think>", end, *tags}
     assert ids[:text] == list(range(text))
     assert sampleable_ids(tokenizer, tokenizer.token_to_id(end), 100) == list(range(100))
+
+
+def test_the_text_of_an_answer_keeps_its_boxes_and_not_its_end():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens([AddedToken(tag, special=True) for tag in ("<ref>", "</ref>", "<box>", "</box>")])
+    written = "<ref>a d\u00f6g</ref> <box>[[1, 2, 3, 4]]</box>"
+    end = tokenizer.token_to_id("<|im_end|>")
+    assert answer_text(tokenizer, [*tokenizer.encode(written).ids, end], end) == written
+    assert answer_text(tokenizer, [end], end) == ""
 
 
 @pytest.mark.parametrize(
