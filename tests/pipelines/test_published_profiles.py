@@ -35,13 +35,13 @@ def test_the_promised_profiles_exist():
     assert set(profile_names()) == promised | {f"internvl3_5_{size}" for size in sizes}
 
 
-def test_micro_takes_every_turn_of_both_flash_stages_that_tiny_takes():
+def test_micro_takes_every_turn_of_consistency_training_that_tiny_takes_and_compresses():
     """What kills, containers and the two schedulers are tested with is micro."""
     micro, tiny = load_profile("micro"), load_profile("tiny")
     assert micro.vico.warmup is not None and tiny.vico.warmup is not None
     assert micro.vico.transcription_share == tiny.vico.transcription_share > 0
     assert micro.vico.objective.draw == tiny.vico.objective.draw == "mixed"
-    assert micro.route.calibration is not None and tiny.route.calibration is not None
+    assert micro.route.compress_above == 0.5
 
 
 def test_every_stage_is_described_by_some_profile():
