@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from benchmarks import tiny_further
-from benchmarks.harness import Result, arguments, report, result
+from benchmarks.harness import Result, result, run
 from components.context import StepContext
 from components.scoring_table import by_family, score_row
 from model.config import Section
@@ -336,13 +336,8 @@ def measure(quick: bool, line: Path = LINE, seconds: float | None = None) -> Res
 
 def main() -> int:
     """Run the benchmark."""
-    options = arguments(__doc__.splitlines()[0], seconds=f"processor seconds of an arm instead of {BUDGET:.0f}")
-    try:
-        report(measure(options.quick, seconds=options.seconds), options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    seconds = f"processor seconds of an arm instead of {BUDGET:.0f}"
+    return run(__doc__, lambda options: measure(options.quick, seconds=options.seconds), seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import tiny_further
-from benchmarks.harness import Result, arguments, report, result
+from benchmarks.harness import Result, result, run
 from components.collect.config import CollectConfig
 from components.collect.digits import digit_rows, train_counts
 from components.collect.embedded.rows import embedded_counts, embedded_rows
@@ -386,13 +386,7 @@ def measure(quick: bool, line: Path = LINE) -> Result:
 
 def main() -> int:
     """Run the benchmark."""
-    options = arguments(__doc__.splitlines()[0])
-    try:
-        report(measure(options.quick), options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run(__doc__, lambda options: measure(options.quick))
 
 
 if __name__ == "__main__":

@@ -172,15 +172,16 @@ def arguments(description: str, argv: list[str] | None = None, **numbers: str) -
     return parser.parse_args(argv)
 
 
-def run(description: str, measure: Callable[[argparse.Namespace], Result]) -> int:
+def run(description: str, measure: Callable[[argparse.Namespace], Result], **numbers: str) -> int:
     """A benchmark's ``main``: measure as the flags say, and report. Returns the exit status: 2 after a mistake, told
     in one line.
 
     Args:
         description: of the benchmark; its first line is what ``--help`` says.
         measure: is given the flags.
+        numbers: further flags, as ``arguments`` takes them.
     """
-    options = arguments(description.splitlines()[0])
+    options = arguments(description.splitlines()[0], **numbers)
     try:
         report(measure(options), options)
     except InputError as error:
