@@ -199,6 +199,17 @@ def test_answers_of_a_group_share_their_forward_passes_as_far_as_the_longest_fit
     assert answers > 1 or width * layers > 5000 * 60
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_rows_that_importers_give_no_checkable_answer_get_their_pairs_from_dropout(name):
+    from components.collect.importers import captions, internvl, llava, sharegpt
+
+    config = load_profile(name).build_preferences
+    if config is None:
+        pytest.skip("this profile builds no preferences")
+    assert {module.DEFAULT_TASK for module in (captions, internvl, llava, sharegpt)} <= set(config.open_tasks)
+    assert config.dropout_start_ratio == 0.5
+
+
 # --- what is written about them
 
 
