@@ -5,9 +5,9 @@ minutes of ``make demo`` do not make one: the model that it left in ``out/line``
 (benchmarks/tiny_further.py). From there every arm spends the same processor seconds (user and system, all threads and
 children; wall time would count whatever else the machine does). MPO is charged for the preferences, GSPO for the
 rollouts that choose its queries, which are the same ones; the cascade pays for them once and divides what is left, most
-of it to GSPO. The control goes on fine-tuning. All answer the same held-out rows greedily. Intervals are of paired
-differences over rows, each row's score averaged over the seeds first: they say what other rows would give, not what
-other seeds would; the spread of the seeds stands beside them.
+of it to GSPO. The control goes on fine-tuning, for as long as the arm that took longest. All answer the same held-out
+rows greedily. Intervals are of paired differences over rows, each row's score averaged over the seeds first: they say
+what other rows would give, not what other seeds would; the spread of the seeds stands beside them.
 """
 
 import os
@@ -40,7 +40,7 @@ BUDGET, QUICK_BUDGET = 600.0, 40.0
 """Processor seconds of an arm."""
 ROWS, QUICK_ROWS = 250, 40
 """Held-out rows of a family."""
-QUERIES, QUICK_QUERIES = 3000, 160
+QUERIES, QUICK_QUERIES = 2500, 160
 """Questions that are answered for preferences, and that queries are chosen from."""
 _PILOTS = (24, 4)
 """Steps of the two short runs that tell what a stage costs: whole iterations of GSPO."""
@@ -185,6 +185,13 @@ class Cost:
         steps = max(1, round((seconds - self.fixed) / self.step))
         return steps + 1 if steps in _PILOTS else steps
 
+    def seen(self, meter: Meter) -> "Cost":
+        """With the step of a whole run in the place of that of a short one."""
+        done, (last, ended) = dict(meter.steps), meter.steps[-1]
+        if last <= _PILOTS[1]:
+            return self
+        return Cost(self.fixed, (ended - done[_PILOTS[1]]) / (last - _PILOTS[1]))
+
 
 def cost_of(train: Stage, seed: int, init: Path) -> Cost:
     """From two short runs: a step's cost from within the longer one, and what comes before it from the shorter one,
@@ -213,23 +220,33 @@ def ends(history: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     return found
 
 
-def train_arms(start: Start, seed: int) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Every arm's model, with the seconds and steps it took, and how each stage began and ended."""
-    init = start.model
+def train_arms(start: Start, seed: int, costs: dict[str, Cost]) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Every arm's model, with the seconds and steps it took, and how each stage began and ended.
+
+    The control comes last and has the seconds of the arm that took most: what a step of GSPO costs grows with the
+    answers, so a plan for it is too short rather than too long.
+
+    Args:
+        start: what all arms share.
+        seed: of every stage.
+        costs: of the stages, as the run before saw them; filled by short runs when empty, and brought up to date.
+    """
     made = make_rollouts(start, seed)
     kinds = stages(start, made)
-    costs = {name: cost_of(train, seed, init) for name, train in kinds.items()}
+    if not costs:
+        costs |= {name: cost_of(train, seed, start.model) for name, train in kinds.items()}
     left = start.budget - made.seconds
     if left < 2 * max(cost.fixed + _PILOTS[1] * cost.step for cost in costs.values()):
         raise InputError(f"the preferences alone took {made.seconds:.0f} of {start.budget:.0f} processor seconds")
-    plans = {CONTROL: {"sft": 1.0}, MPO: {"mpo": 1.0}, GSPO: {"gspo": 1.0}, CASCADE: {"mpo": _MPO_SHARE, "gspo": 1.0}}
-    arms = {}
+    plans = {MPO: {"mpo": 1.0}, GSPO: {"gspo": 1.0}, CASCADE: {"mpo": _MPO_SHARE, "gspo": 1.0}, CONTROL: {"sft": 1.0}}
+    arms: dict[str, tuple[Path, dict[str, Any]]] = {}
     for arm, plan in plans.items():
-        model, facts = init, {"seconds": 0.0 if arm == CONTROL else made.seconds}
-        curves = {}
+        budget = max(facts["seconds"] for _, facts in arms.values()) if arm == CONTROL else start.budget
+        model, facts, curves = start.model, {"seconds": 0.0 if arm == CONTROL else made.seconds}, {}
         for name, share in plan.items():
-            steps = costs[name].steps(share * (start.budget - facts["seconds"]))
+            steps = costs[name].steps(share * (budget - facts["seconds"]))
             trained = kinds[name](steps, seed, model)
+            costs[name] = costs[name].seen(trained.meter)
             model, curves[name] = trained.model, ends(trained.history)
             facts |= {"seconds": round(facts["seconds"] + trained.meter.spent(), 1), f"{name}_steps": float(steps)}
         print(f"  seed {seed}, {arm}: " + ", ".join(f"{name} {value:.0f}" for name, value in facts.items()), flush=True)
@@ -315,13 +332,14 @@ def measure(quick: bool, line: Path = LINE, seconds: float | None = None) -> Res
     model = tiny_further.fine_tune_further(line, profile, steps, _THREADS, _ROUNDS)
     rows = heldout_rows(line / "collect" / "heldout", profile.curate.pretrain_tasks, QUICK_ROWS if quick else ROWS)
     by_arm: dict[str, list[np.ndarray]] = {}
+    costs: dict[str, Cost] = {}
     spent: dict[str, list[dict[str, Any]]] = {}
     before = score_rows(model, rows)
     with tempfile.TemporaryDirectory() as work:
         for seed in seeds:
             by_arm.setdefault(START, []).append(before)
             start = Start(model, line, profile, Path(work) / f"seed-{seed}", budget)
-            for arm, (trained, facts) in train_arms(start, seed).items():
+            for arm, (trained, facts) in train_arms(start, seed, costs).items():
                 by_arm.setdefault(arm, []).append(score_rows(trained, rows))
                 spent.setdefault(arm, []).append(facts)
     scores = {arm: np.stack(found) for arm, found in by_arm.items()}

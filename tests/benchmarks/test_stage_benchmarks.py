@@ -41,7 +41,8 @@ def test_every_arm_spends_the_same_seconds_and_the_cascade_goes_on_from_mpo(cloc
                 clock[0] += 9 * (len(began_from) == 1)  # what a process does once
                 clock[0] += 20 * (name == "mpo")  # the pass of the reference
                 for step in range(steps + 1):
-                    clock[0] += costs[name] * (step > 0)
+                    # Answers grow, and with them what a step of GSPO costs.
+                    clock[0] += costs[name] * (step > 0) * (1 + 0.01 * step * (name == "gspo"))
                     meter.progress(name, step, steps)
                 clock[0] += 100  # held-out scoring
                 history = [{"step": step, "entropy": 1.0 - step / 100} for step in range(10)]
@@ -54,13 +55,26 @@ def test_every_arm_spends_the_same_seconds_and_the_cascade_goes_on_from_mpo(cloc
     monkeypatch.setattr(cascade, "stages", stages)
     monkeypatch.setattr(cascade, "make_rollouts", lambda *_: cascade.Rollouts(tmp_path, tmp_path, 60.0))
     model = tmp_path / "model"
-    arms = cascade.train_arms(cascade.Start(model, tmp_path, None, tmp_path, 300.0), 0)
-    assert list(arms) == [cascade.CONTROL, cascade.MPO, cascade.GSPO, cascade.CASCADE]
-    assert all(facts["seconds"] == pytest.approx(300, abs=3) for _, facts in arms.values())
+    seen: dict = {}
+    start = cascade.Start(model, tmp_path, None, tmp_path, 300.0)
+    first = cascade.train_arms(start, 0, seen)
+    longest = max(first[arm][1]["seconds"] for arm in (cascade.MPO, cascade.GSPO, cascade.CASCADE))
+    assert longest > 330
+    assert first[cascade.CONTROL][1]["seconds"] == pytest.approx(longest, abs=1)
+    pilots = [steps for _, steps, _ in began_from if steps in cascade._PILOTS]
+    assert len(pilots) == 6
+    arms = cascade.train_arms(start, 1, seen)
+    assert pilots == [steps for _, steps, _ in began_from if steps in cascade._PILOTS], "once is enough"
+    assert list(arms) == [cascade.MPO, cascade.GSPO, cascade.CASCADE, cascade.CONTROL]
+    assert all(facts["seconds"] == pytest.approx(300, rel=0.07) for _, facts in arms.values())
     assert all(
         curves == {"entropy": [0.995, 0.915]} for _, facts in arms.values() for curves in facts["curves"].values()
     )
-    assert began_from[-2:] == [("mpo", 14, model), ("gspo", 64, tmp_path / "mpo" / "model")]
+    assert [(name, init) for name, _, init in began_from[-3:]] == [
+        ("mpo", model),
+        ("gspo", tmp_path / "mpo" / "model"),
+        ("sft", model),
+    ]
 
 
 def test_preferences_that_take_the_whole_budget_are_an_error(clock, monkeypatch, tmp_path):
@@ -74,7 +88,7 @@ def test_preferences_that_take_the_whole_budget_are_an_error(clock, monkeypatch,
     monkeypatch.setattr(cascade, "stages", lambda *_: {"sft": train})
     monkeypatch.setattr(cascade, "make_rollouts", lambda *_: cascade.Rollouts(tmp_path, tmp_path, 39.0))
     with pytest.raises(InputError, match="took 39 of 40 processor seconds"):
-        cascade.train_arms(cascade.Start(tmp_path, tmp_path, None, tmp_path, 40.0), 0)
+        cascade.train_arms(cascade.Start(tmp_path, tmp_path, None, tmp_path, 40.0), 0, {})
 
 
 def test_arms_are_compared_on_the_same_rows_with_seeds_averaged():
