@@ -296,7 +296,9 @@ def retrain(profile: Profile, line: Path, start: Path, work: Path, seed: int) ->
         changes |= {"seed": seed, "steps": STEPS[name], "threads": _THREADS}
         return section.model_copy(update={"training": section.training.model_copy(update=changes), "heldout_rows": 1})
 
-    mixture = {"repeat": REPEAT, "transcription_share": TRANSCRIPTION_SHARE}
+    mixture: dict[str, Any] = {"repeat": REPEAT, "transcription_share": TRANSCRIPTION_SHARE}
+    if profile.vico.warmup is not None:
+        mixture["warmup"] = profile.vico.warmup.model_copy(update={"seed": seed, "threads": _THREADS})
     mixture["objective"] = profile.vico.objective.model_copy(update={"xi": XI})
     context = StepContext(state_dir=work / "state" / "vico")
     section = longer("vico", **RATES).model_copy(update=mixture)

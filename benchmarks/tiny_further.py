@@ -4,6 +4,7 @@ The minutes of ``make demo`` end fine-tuning long before it is done, and what a 
 mostly what more fine-tuning would have done. The paper's stages begin with a converged model.
 """
 
+import shutil
 from pathlib import Path
 
 from components.context import StepContext
@@ -38,6 +39,7 @@ def _fine_tune(line: Path, section: SftConfig, init: Path, made: Path) -> None:
     from components.sft.step import run
 
     work = made.with_name(made.name + ".partial")
+    shutil.rmtree(work / "model", ignore_errors=True)  # of a run that was killed while it wrote
     rows, heldout = line / "curate" / "questions", line / "collect" / "heldout"
     context = StepContext(state_dir=work / "state")
     run(section, rows=rows, heldout=heldout, init=init, model=work / "model", context=context)

@@ -25,7 +25,7 @@ def reported(step: str, settings: Settings) -> Iterator[None]:
     """Run a step's body as a task of its own: it dies with its runner, and its failure is written down.
 
     Raises:
-        SystemExit: with status 1, after a user's mistake or a full disk; with 143, after SIGTERM and a checkpoint.
+        SystemExit: with status 1, after a user's mistake or a full disk; with 143, after SIGTERM.
     """
     if settings.runner_pid:
         # The parent may be a shell that KFP starts. A signal to the group ends it before a checkpoint is written, so

@@ -38,7 +38,7 @@ def run(
         context: state directory and progress.
 
     Raises:
-        InputError: a row or ``init`` cannot be used.
+        InputError: a row or ``init`` cannot be used, or ``repeat`` names no family or leaves no rows.
     """
     dataset = repeated(list(open_dataset(rows).rows()), config.repeat)
     if config.transcription_share:
@@ -74,6 +74,8 @@ def repeated(rows: Sequence[Row], factors: Mapping[str, float]) -> list[Row]:
     Raises:
         InputError: a factor is that of no family, or nothing is left.
     """
+    if not factors:
+        return list(rows)
     families: dict[str, list[Row]] = {}
     for row in rows:
         families.setdefault(row["task"], []).append(row)

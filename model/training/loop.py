@@ -108,7 +108,7 @@ def train(
 
     Raises:
         InputError: a row cannot be used, or loss or gradient is not finite; the message names the rows.
-        Stopped: SIGTERM came; the checkpoint is written.
+        Stopped: SIGTERM came; a checkpoint is written if a step was done.
     """
     make_deterministic(config.threads)
     seed_step(config.seed, 0, 0)
@@ -220,7 +220,7 @@ class _Run:
         """Between two steps, on all ranks.
 
         Raises:
-            Stopped: always; there is a checkpoint of the last step.
+            Stopped: always; there is a checkpoint of the last step, if one was done.
         """
         done, steps = self.state.step, self.config.steps
         if not done:

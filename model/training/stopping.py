@@ -19,7 +19,7 @@ _requested = threading.Event()
 
 
 class Stopped(Exception):
-    """Training ended before its last step because it was asked to; its checkpoint is complete.
+    """Training ended before its last step because it was asked to; of the last one that was done there is a checkpoint.
 
     The message says where, e.g. ``sft stopped after step 12 of 100; a checkpoint is written``.
     """

@@ -51,8 +51,12 @@ def measured(line, asked, tmp_path_factory):
     sections = {"vico": VicoConfig(training=training), "route": RouteConfig(training=training, objective=objective)}
     profile = load_profile("tiny").model_copy(update=sections)
     work = tmp_path_factory.mktemp("work")
-    model = flash_retention.retrain(profile, line, work, seed=3, steps={"vico": 2, "route": 2})
     start = flash_retention.start_of(line)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(flash_retention, "STEPS", {"vico": 2, "route": 2})
+        patched.setattr(flash_retention, "REPEAT", {"read": 2.0})
+        patched.setattr(flash_retention, "TRANSCRIPTION_SHARE", 0.0)
+        model = flash_retention.retrain(profile, line, start, work, seed=3)
     return flash_retention.measure_model(model, start, asked[:6], asked[6:], quick=True, seed=0)
 
 

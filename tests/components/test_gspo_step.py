@@ -131,8 +131,8 @@ def test_a_server_that_fails_is_left_without_connections(asked, heldout, random_
     made = []
 
     class Absent(step.VllmServer):
-        def __init__(self, url):
-            super().__init__(url)
+        def __init__(self, *given):
+            super().__init__(*given)
             made.append(self)
 
     monkeypatch.setattr(step, "VllmServer", Absent)
