@@ -56,12 +56,14 @@ def test_the_cascade_is_stable(summary, stage):
 
 
 def test_routing_keeps_the_score(summary):
-    """Flash costs at most 7 % of the score, and saves tokens. How many is reported and not claimed: a minute of
-    training does not teach all of what compressed digits say."""
+    """Flash costs at most 7 % of the score, and saves tokens where the calibration found a threshold that it can
+    afford. How many is reported and not claimed: a minute of training does not teach all of what compressed digits
+    say."""
     out = Path(os.environ.get("FOVEA_OUT", "out"))
     routed = json.loads((out / "line" / "route" / "model" / "lineage.json").read_text())["numbers"]
     mean = {score.stage: score for score in trends(summary)[0].scores}
-    assert 0.25 < routed["inked_tokens_kept"] < 1, "a router that compresses nothing, or everything, routes nothing"
+    assert routed["inked_tokens_kept"] > 0.25, "a router that compresses everything routes nothing"
+    assert (routed["inked_tokens_kept"] < 1) == (routed["compress_above"] < 1)
     assert routed["heldout_mean"] >= routed["heldout_mean_full"] - (mean["vico"].score - mean["vico"].low)
     assert mean["route"].score >= 0.93 * mean["gspo"].score
 
