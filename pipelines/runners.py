@@ -38,7 +38,7 @@ class LocalRun:
         run_id: name of its directory below ``out/runs``.
         run_dir: holds log.txt, steps.jsonl, progress.json and, after a failure, failure.json.
         ok: every step finished.
-        steps: one record per finished step: {step, key, cached, seconds, outputs{name: {path, sha256}}}.
+        steps: one record per finished step, in the order of the line: {step, key, cached, seconds, outputs{name: {path, sha256}}}.
         failure: {step, error, log, resume} of the step that failed; None when ok.
         seconds: wall time.
     """
@@ -132,7 +132,9 @@ def _run(
             stop_group(child)
             shutil.rmtree(run_dir / "tmp", ignore_errors=True)
     failure = None if child.returncode == 0 else _failure(settings, run_dir, child.returncode)
-    return LocalRun(run_id, run_dir, failure is None, read_steps(run_dir), failure, time.monotonic() - started)
+    # Of two steps that wait for the same one, either may finish first.
+    steps = sorted(read_steps(run_dir), key=lambda record: profile.line.index(record["step"]))
+    return LocalRun(run_id, run_dir, failure is None, steps, failure, time.monotonic() - started)
 
 
 def read_steps(run_dir: Path) -> list[dict[str, Any]]:

@@ -22,8 +22,7 @@ STORED = STEPS[: STEPS.index("gate")]
 def test_the_line_finishes_and_the_clone_stays_clean(micro_line):
     record = micro_line.record
     assert record["ok"]
-    # mpo and select_queries wait for the same step, and come in either order.
-    assert sorted(step["step"] for step in record["steps"]) == sorted(STEPS)
+    assert [step["step"] for step in record["steps"]] == STEPS
     assert record["dvc_lock_sha256"] == file_sha256(micro_line.root / "dvc.lock")
     for step in record["steps"]:
         for name, output in step["outputs"].items():
@@ -97,9 +96,8 @@ def test_a_demo_serves_what_the_line_made_and_sums_it_up(micro_line):
     directory = micro_line.root / "out" / "demo"
     assert json.loads((directory / "summary.json").read_text()) == printed
     summary = Summary.model_validate(printed)
-    assert sorted(stage.name for stage in summary.stages) == sorted(STEPS)
-    # mpo and select_queries wait for the same step, and either may be first.
-    assert sorted(summary.cached_steps, key=STEPS.index) == STORED
+    assert [stage.name for stage in summary.stages] == STEPS
+    assert summary.cached_steps == STORED
     trained = [stage for stage in summary.stages if stage.tokens]
     assert [stage.name for stage in trained] == ["pretrain", "sft", "mpo", "gspo", "vico", "route"]
     assert all(stage.heldout for stage in trained)
