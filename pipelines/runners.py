@@ -38,7 +38,8 @@ class LocalRun:
         run_id: name of its directory below ``out/runs``.
         run_dir: holds log.txt, steps.jsonl, progress.json and, after a failure, failure.json.
         ok: every step finished.
-        steps: one record per finished step, in the order of the line: {step, key, cached, seconds, outputs{name: {path, sha256}}}.
+        steps: one record per finished step, in the order of the line: {step, key, cached, seconds, outputs{name: {path,
+            sha256}}}.
         failure: {step, error, log, resume} of the step that failed; None when ok.
         seconds: wall time.
     """
