@@ -3,11 +3,12 @@
 The shape of InternVL3.5's Tables 15 and 16 on the profile ``tiny``. The paper reinforces a converged model, and the
 minutes of ``make demo`` do not make one: the model that it left in ``out/line`` is fine-tuned further first, once
 (benchmarks/tiny_further.py). From there every arm spends the same processor seconds (user and system, all threads and
-children; wall time would count whatever else the machine does). MPO is charged for the preferences, GSPO for the
-rollouts that choose its queries, which are the same ones; the cascade pays for them once and divides what is left, most
-of it to GSPO. The control goes on fine-tuning, for as long as the arm that took longest. All answer the same held-out
-rows greedily. Intervals are of paired differences over rows, each row's score averaged over the seeds first: they say
-what other rows would give, not what other seeds would; the spread of the seeds stands beside them.
+children; wall time would count whatever else the machine does). MPO reads a pair once, as the paper does: it asks as
+many queries as leave time for one epoch of their pairs. GSPO is charged for the rollouts that choose its queries; the
+cascade makes its pairs of the same ones, reads them once, and goes on with GSPO. The control goes on fine-tuning, for
+as long as the arm that took longest. All answer the same held-out rows greedily. Intervals are of paired differences
+over rows, each row's score averaged over the seeds first: they say what other rows would give, not what other seeds
+would; the spread of the seeds stands beside them.
 """
 
 import os
@@ -35,20 +36,20 @@ LINE = Path("out/line")
 AIM = 1.0
 START = "fine-tuned"
 CONTROL, MPO, GSPO, CASCADE = "more fine-tuning", "MPO", "GSPO", "MPO, then GSPO"
+ARMS = {MPO: ("mpo",), GSPO: ("gspo",), CASCADE: ("mpo", "gspo"), CONTROL: ("sft",)}
+"""The stages of each, in order; the control is last, because it has the seconds of the longest."""
 SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
 BUDGET, QUICK_BUDGET = 600.0, 40.0
 """Processor seconds of an arm."""
 ROWS, QUICK_ROWS = 250, 40
 """Held-out rows of a family."""
 QUERIES, QUICK_QUERIES = 2500, 160
-"""Questions that are answered for preferences, and that queries are chosen from."""
+"""Questions of a source that are answered to choose queries from, and that the cascade makes pairs of."""
 _PILOTS = (24, 4)
 """Steps of the two short runs that tell what a stage costs: whole iterations of GSPO."""
 _THREADS = 1  # threads that wait for each other would spend processor seconds too
 _ROUNDS = 2
 """Of further fine-tuning: after them more of the same gains little."""
-_MPO_SHARE = 0.2
-"""Of what the preferences leave to the cascade; in the paper's Table 16 it is a twentieth of the GPU hours."""
 _UPDATES = 4
 """Optimiser steps on a rollout: the later ones have ratios that can be clipped."""
 _CONTROL_RATE = 1e-4  # of the stages it stands beside: a rate of fine-tuning would undo its own annealing
@@ -94,11 +95,25 @@ class Start:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Preference pairs, queries of middling difficulty, and what both cost."""
+    """Preference pairs, queries of middling difficulty, and what both cost.
+
+    Attributes:
+        pairs: dataset.
+        queries: dataset.
+        asked: questions of a source that were answered.
+        epoch: optimiser steps that read every pair once.
+        seconds: of the processor.
+    """
 
     pairs: Path
     queries: Path
+    asked: int
+    epoch: int
     seconds: float
+
+    def enough_for(self, seconds: float, step: float) -> int:
+        """Questions of a source of which one epoch of pairs, at ``step`` seconds an optimiser step, ends in time."""
+        return max(1, round(seconds * self.asked / (self.seconds + self.epoch * step)))
 
 
 @dataclass(frozen=True)
@@ -126,14 +141,15 @@ def with_training(section: _S, **changes: Any) -> _S:
     return section.model_copy(update={"training": training, "heldout_rows": 1})
 
 
-def make_rollouts(start: Start, seed: int) -> Rollouts:
-    """Run ``build_preferences`` and ``select_queries`` on the fine-tuned model."""
+def make_rollouts(start: Start, seed: int, asked: int) -> Rollouts:
+    """Run ``build_preferences``, for so many questions of a source, and ``select_queries`` on the fine-tuned model."""
     from components.build_preferences.step import run as build
     from components.select_queries.step import run as select
 
-    folder, meter = start.work / f"rollouts-{seed}", Meter("")
-    rows, context = start.line / "curate" / "questions", start.context(f"rollouts-{seed}", meter)
-    section = start.profile.build_preferences.model_copy(update={"seed": seed, "threads": _THREADS})
+    name, meter = f"rollouts-{seed}-{asked}", Meter("")
+    folder, rows, context = start.work / name, start.line / "curate" / "questions", start.context(name, meter)
+    changes = {"seed": seed, "threads": _THREADS, "max_queries": asked}
+    section = start.profile.build_preferences.model_copy(update=changes)
     build(
         section,
         rows=rows,
@@ -144,7 +160,8 @@ def make_rollouts(start: Start, seed: int) -> Rollouts:
     )
     queries = folder / "queries"
     select(start.profile.select_queries, rows=rows, rollouts=folder / "rollouts", queries=queries, context=context)
-    return Rollouts(folder / "pairs", queries, meter.spent())
+    epoch = unlike_pilots(round(len(open_dataset(folder / "pairs")) / start.profile.mpo.training.batch_size))
+    return Rollouts(folder / "pairs", queries, asked, epoch, meter.spent())
 
 
 def stages(start: Start, made: Rollouts) -> dict[str, Stage]:
@@ -157,7 +174,7 @@ def stages(start: Start, made: Rollouts) -> dict[str, Stage]:
 
     def stage(name: str, run: Callable[..., Any], section: Section, rows: Path, **changes: Any) -> Stage:
         def train(steps: int, seed: int, init: Path) -> Trained:
-            once = f"{name}-{seed}-{steps}-{init.parent.name}"
+            once = f"{name}-{seed}-{steps}-{init.parent.name}-{rows.parent.name}"
             model, meter = start.work / once / "model", Meter(name)
             config = with_training(section, steps=steps, seed=seed, checkpoint_every=10**6, **changes)
             context = start.context(once, meter)
@@ -173,6 +190,11 @@ def stages(start: Start, made: Rollouts) -> dict[str, Stage]:
     }
 
 
+def unlike_pilots(steps: int) -> int:
+    """A run of as many steps as a pilot would find its state there, and do nothing."""
+    return steps + 1 if steps in _PILOTS else max(1, steps)
+
+
 @dataclass(frozen=True)
 class Cost:
     """Seconds of a stage: before its first step (a reference pass, say), and of every step."""
@@ -181,9 +203,8 @@ class Cost:
     step: float
 
     def steps(self, seconds: float) -> int:
-        """How many steps fit; as many as no pilot has, whose state is there already."""
-        steps = max(1, round((seconds - self.fixed) / self.step))
-        return steps + 1 if steps in _PILOTS else steps
+        """How many steps fit, about."""
+        return unlike_pilots(round((seconds - self.fixed) / self.step))
 
     def seen(self, meter: Meter) -> "Cost":
         """With the step of a whole run in the place of that of a short one."""
@@ -220,7 +241,7 @@ def ends(history: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     return found
 
 
-def train_arms(start: Start, seed: int, costs: dict[str, Cost]) -> dict[str, tuple[Path, dict[str, Any]]]:
+def train_arms(start: Start, seed: int, costs: dict[tuple[str, str], Cost]) -> dict[str, tuple[Path, dict[str, Any]]]:
     """Every arm's model, with the seconds and steps it took, and how each stage began and ended.
 
     The control comes last and has the seconds of the arm that took most: what a step of GSPO costs grows with the
@@ -229,26 +250,34 @@ def train_arms(start: Start, seed: int, costs: dict[str, Cost]) -> dict[str, tup
     Args:
         start: what all arms share.
         seed: of every stage.
-        costs: of the stages, as the run before saw them; filled by short runs when empty, and brought up to date.
+        costs: of the stages of each arm, as the run before saw them; filled by short runs when empty, and brought up to
+            date.
     """
-    made = make_rollouts(start, seed)
-    kinds = stages(start, made)
+    asked = start.profile.build_preferences.max_queries
+    shared = make_rollouts(start, seed, asked)
     if not costs:
-        costs |= {name: cost_of(train, seed, start.model) for name, train in kinds.items()}
-    left = start.budget - made.seconds
+        measured = {name: cost_of(train, seed, start.model) for name, train in stages(start, shared).items()}
+        costs |= {(arm, name): measured[name] for arm, names in ARMS.items() for name in names}
+    left = start.budget - shared.seconds
     if left < 2 * max(cost.fixed + _PILOTS[1] * cost.step for cost in costs.values()):
-        raise InputError(f"the preferences alone took {made.seconds:.0f} of {start.budget:.0f} processor seconds")
-    plans = {MPO: {"mpo": 1.0}, GSPO: {"gspo": 1.0}, CASCADE: {"mpo": _MPO_SHARE, "gspo": 1.0}, CONTROL: {"sft": 1.0}}
+        raise InputError(f"the preferences alone took {shared.seconds:.0f} of {start.budget:.0f} processor seconds")
     arms: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for arm, plan in plans.items():
-        budget = max(facts["seconds"] for _, facts in arms.values()) if arm == CONTROL else start.budget
-        model, facts, curves = start.model, {"seconds": 0.0 if arm == CONTROL else made.seconds}, {}
-        for name, share in plan.items():
-            steps = costs[name].steps(share * (budget - facts["seconds"]))
-            trained = kinds[name](steps, seed, model)
-            costs[name] = costs[name].seen(trained.meter)
+    for arm, names in ARMS.items():
+        budget, made = start.budget, shared
+        if arm == MPO:
+            cost = costs[arm, "mpo"]
+            made = make_rollouts(start, seed, shared.enough_for(budget - cost.fixed, cost.step))
+        elif arm == CONTROL:
+            budget = max(facts["seconds"] for _, facts in arms.values())
+        spent, model, facts, curves = 0.0 if arm == CONTROL else made.seconds, start.model, {}, {}
+        for name in names:
+            steps = made.epoch if name == "mpo" else costs[arm, name].steps(budget - spent)
+            trained = stages(start, made)[name](steps, seed, model)
+            costs[arm, name] = costs[arm, name].seen(trained.meter)
             model, curves[name] = trained.model, ends(trained.history)
-            facts |= {"seconds": round(facts["seconds"] + trained.meter.spent(), 1), f"{name}_steps": float(steps)}
+            spent += trained.meter.spent()
+            facts[f"{name}_steps"] = steps
+        facts = {"seconds": round(spent, 1), "asked": 0 if arm == CONTROL else made.asked} | facts
         print(f"  seed {seed}, {arm}: " + ", ".join(f"{name} {value:.0f}" for name, value in facts.items()), flush=True)
         arms[arm] = (model, {**facts, "curves": curves})
     return arms
@@ -332,7 +361,7 @@ def measure(quick: bool, line: Path = LINE, seconds: float | None = None) -> Res
     model = tiny_further.fine_tune_further(line, profile, steps, _THREADS, _ROUNDS)
     rows = heldout_rows(line / "collect" / "heldout", profile.curate.pretrain_tasks, QUICK_ROWS if quick else ROWS)
     by_arm: dict[str, list[np.ndarray]] = {}
-    costs: dict[str, Cost] = {}
+    costs: dict[tuple[str, str], Cost] = {}
     spent: dict[str, list[dict[str, Any]]] = {}
     before = score_rows(model, rows)
     with tempfile.TemporaryDirectory() as work:

@@ -20,8 +20,8 @@ import torch
 
 from benchmarks import harness
 from benchmarks.flash_retention import start_of
+from components.row_shares import mixed
 from components.vico.config import VicoConfig
-from components.vico.step import mixed
 from model.data.errors import InputError
 from model.data.schema import Row
 from model.data.shards import open_dataset

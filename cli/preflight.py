@@ -13,6 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from model.machine import computes_bfloat16
+
 OLDEST, NEWEST = (3, 11), (3, 12)
 ENVIRONMENT_GIB = 6.0
 """Size of .venv; the pinned PyTorch build carries its CUDA libraries."""
@@ -73,12 +76,16 @@ def check_memory(available_gib: float | None) -> Check:
     return Check("memory", f"{available_gib:.0f} GiB available", problem)
 
 
-def check_work(installed: bool, cores: int) -> list[Check]:
-    """What is still to be downloaded, and how long the whole takes."""
+def check_work(installed: bool, cores: int, bfloat16: bool) -> list[Check]:
+    """What is still to be downloaded, and how long the whole takes: longer where nothing computes in ``bfloat16``."""
     download = "nothing, .venv is there" if installed else f"about {DOWNLOAD_GIB:.0f} GiB of packages"
-    minutes = "about 18 minutes" if cores >= 2 else "about 35 minutes"
+    minutes = (18 if bfloat16 else 55) * (1 if cores >= 2 else 2)
+    why = "" if bfloat16 else " without bfloat16 instructions"
     first = "" if installed else ", after 1 to 5 for the installation"
-    return [Check("download", download), Check("time", f"{minutes} on {cores} cores the first time{first}")]
+    return [
+        Check("download", download),
+        Check("time", f"about {minutes} minutes on {cores} cores{why} the first time{first}"),
+    ]
 
 
 def gpu_name() -> str | None:
@@ -112,7 +119,7 @@ def preflight(root: Path, installed: bool) -> list[Check]:
         check_platform(platform.system(), platform.machine()),
         check_disk(shutil.disk_usage(root).free / (1 << 30), installed),
         check_memory(available_memory_gib()),
-        *check_work(installed, cores),
+        *check_work(installed, cores, computes_bfloat16()),
         check_gpu(gpu_name(), os.environ.get("CUDA_VISIBLE_DEVICES")),
     ]
 

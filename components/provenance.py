@@ -10,6 +10,7 @@ from typing import Any
 
 from components.settings import REPOSITORY, Settings
 from model.data.errors import InputError
+from model.machine import processor
 
 # The instruction sets that decide the last bits of a sum, as Linux names them.
 _INSTRUCTION_SETS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16")
@@ -32,18 +33,11 @@ def environment() -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
-    model, flags = platform.machine(), set()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                model = value.strip()
-            elif name.strip() in ("flags", "Features"):
-                flags = set(value.split())
-                break
-    except OSError:
-        flags = set()
-    return {"model": model, "instruction_sets": [name for name in _INSTRUCTION_SETS if name in flags]}
+    name, flags = processor()
+    return {
+        "model": name or platform.machine(),
+        "instruction_sets": [name for name in _INSTRUCTION_SETS if name in flags],
+    }
 
 
 def _threads() -> int:

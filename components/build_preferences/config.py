@@ -1,10 +1,8 @@
 """Configuration of ``build_preferences``. Imports no torch."""
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
-from model.config import Section
+from model.config import Precision, Section
 from model.training.policy_config import SamplingServer
 
 
@@ -36,7 +34,7 @@ class BuildPreferencesConfig(Section):
     dropout_start_ratio: float | None = Field(0.5, gt=0, lt=1)
     """Where there is no ground truth (``open_tasks``): this share of the answer's words is kept and continued without
     the image to make the rejected answer (DropoutNTP); None leaves such queries out."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of the forward pass."""
     threads: int = Field(2, gt=0)
     """CPU threads; part of the identity of a result."""

@@ -1,10 +1,8 @@
 """Configuration of ``evaluate``. Imports no torch."""
 
-from typing import Literal
-
 from pydantic import Field
 
-from model.config import Section
+from model.config import Precision, Section
 
 
 class EvaluateConfig(Section):
@@ -14,7 +12,7 @@ class EvaluateConfig(Section):
     """Rows answered together."""
     max_new_tokens: int = Field(32, gt=0)
     """Longest answer."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of the forward pass."""
     threads: int = Field(2, gt=0)
     """CPU threads; part of the identity of a result."""

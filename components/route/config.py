@@ -1,5 +1,7 @@
 """Configuration of ``route``. Imports no torch."""
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from model.config import Section
@@ -23,6 +25,9 @@ class RouteConfig(Section):
     """Of the router. A labelled tile counts once, so ``loss_averaging`` has no part in it."""
     objective: RouterObjective
     """How a tile gets its label."""
+    repeat: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Question families that are read so many times as often as others; a fraction thins them. A router learns
+    most from images whose tiles differ. Empty as published."""
     compress_above: float | None = Field(0.5, ge=0, le=1)
     """A tile is compressed when the router's P(compress) is at least this: absolute and per tile, so that no batch
     neighbour changes an answer; 1 compresses nothing. None with ``calibration``."""

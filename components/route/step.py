@@ -8,6 +8,7 @@ from components.context import StepContext, StepResult
 from components.flash_scores import kept_tokens, score_routed
 from components.route.calibration import choose_threshold, set_apart
 from components.route.config import RouteConfig
+from components.row_shares import repeated
 from components.scoring_table import check_scorers, heldout_sample, mean_score
 from components.training_step import finish, run_stage
 from model.data.errors import InputError
@@ -35,7 +36,7 @@ def run(
         context: state directory and progress.
 
     Raises:
-        InputError: a row or a model cannot be used.
+        InputError: a row or a model cannot be used, or ``repeat`` names no family or leaves no rows.
     """
     dataset = [row for row in open_dataset(rows).rows() if row["media"]]
     if not dataset:
@@ -55,6 +56,7 @@ def run(
     if config.calibration is not None:
         dataset, apart = set_apart(dataset, config.calibration.rows)
         check_scorers(apart)
+    dataset = repeated(dataset, config.repeat, "route.repeat")
     stage = routing_stage(frozen, processor, config.objective, config.training)
     result = run_stage(network, processor, dataset, stage, config.training, context)
     if context.rank != 0:

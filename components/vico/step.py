@@ -1,15 +1,14 @@
 """Visual consistency learning: the model learns to answer from compressed tiles as it does from full ones."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from components.context import StepContext, StepResult
 from components.flash_scores import EVERYTHING, score_routed
+from components.row_shares import mixed, repeated
 from components.scoring_table import heldout_sample, mean_score
 from components.training_step import finish, run_stage
 from components.vico.config import VicoConfig
 from model.data.errors import InputError
-from model.data.schema import Row
 from model.data.shards import open_dataset
 from model.families.opening import load_network, load_processor
 from model.training.consistency import FrozenReference, consistency_stage, require_flash
@@ -40,7 +39,7 @@ def run(
     Raises:
         InputError: a row or ``init`` cannot be used, or ``repeat`` names no family or leaves no rows.
     """
-    dataset = repeated(list(open_dataset(rows).rows()), config.repeat)
+    dataset = repeated(list(open_dataset(rows).rows()), config.repeat, "vico.repeat")
     if config.transcription_share:
         dataset = mixed(dataset, list(open_dataset(transcriptions).rows()), config.transcription_share)
     network, processor = require_flash(load_network(init), load_processor(init), "vico")
@@ -66,48 +65,3 @@ def run(
         result.numbers["heldout_mean_compressed"] = mean_score(compressed)
         result.values["compressed"] = {family: score.score for family, score in compressed.items()}
     return finish(network, processor, heldout, config.heldout_rows, model, context, result)
-
-
-def repeated(rows: Sequence[Row], factors: Mapping[str, float]) -> list[Row]:
-    """Every family's rows as often as its factor says, which is 1 where there is none; a fraction is spread evenly.
-
-    Raises:
-        InputError: a factor is that of no family, or nothing is left.
-    """
-    if not factors:
-        return list(rows)
-    families: dict[str, list[Row]] = {}
-    for row in rows:
-        families.setdefault(row["task"], []).append(row)
-    for task in factors:
-        if task not in families:
-            raise InputError(f"vico.repeat: no rows of the family {task!r}; there are {', '.join(sorted(families))}")
-    kept: list[Row] = []
-    for task, group in families.items():
-        whole, part = divmod(factors.get(task, 1.0), 1)
-        kept += group * int(whole) + evenly(group, round(part * len(group)))
-    if not kept:
-        raise InputError("vico.repeat: leaves no rows")
-    return kept
-
-
-def mixed(questions: Sequence[Row], transcriptions: Sequence[Row], share: float) -> list[Row]:
-    """As many rows of both as ``share``, of the transcriptions, allows: those of which there are too many are thinned
-    evenly. A share of 0 is all questions.
-
-    Raises:
-        InputError: there are no questions, or no transcriptions.
-    """
-    if not share:
-        return list(questions)
-    for name, given in (("questions", questions), ("transcriptions", transcriptions)):
-        if not given:
-            raise InputError(f"vico.transcription_share: there are no {name} to mix")
-    ratio = share / (1 - share)
-    fewer = max(1, round(min(len(questions), len(transcriptions) / ratio)))
-    return evenly(transcriptions, min(len(transcriptions), max(1, round(fewer * ratio)))) + evenly(questions, fewer)
-
-
-def evenly(rows: Sequence[Row], number: int) -> list[Row]:
-    """``number`` rows, at most all, from all over the dataset: its families may stand one after the other."""
-    return [rows[index * len(rows) // number] for index in range(number)]

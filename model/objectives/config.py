@@ -49,10 +49,10 @@ class VicoObjective(Section):
     xi: tuple[Literal[0.25, 0.0625], ...] = Field((FULL_XI, COMPRESSED_XI), min_length=1)
     """Visual tokens per patch, drawn uniformly: 1/4 or 1/16, which are what the two projectors make. A value that is
     named twice is drawn twice as often."""
-    draw: Literal["image", "mixed"] = "image"
-    """What has one xi: an image, as published; ``mixed`` draws for every tile of half of the images. The router chooses
-    by tile, so images that are compressed in part are what the model will see; drawn by image it never learns from
-    one."""
+    draw: Literal["image", "mixed", "tile"] = "image"
+    """What has one xi: an image, as published; ``mixed`` draws for every tile of half of the images,
+    ``tile`` for every tile of all. The router chooses by tile, so images that are compressed in part are what the model
+    will see; drawn by image it never learns from one."""
     next_token_weight: float = Field(0.0, ge=0)
     """Of the next-token loss on the same response tokens. The paper's formula has none; whether one was added is not
     said."""

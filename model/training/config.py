@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from model.config import Section
+from model.config import Precision, Section
 
 
 class PackingConfig(Section):
@@ -84,7 +84,7 @@ class TrainingConfig(Section):
     """Largest norm of the gradient."""
     loss_averaging: Literal["token", "sample", "square"] = "square"
     """Weight of a token in a sample with N loss tokens: 1, 1/N, 1/sqrt(N) (InternVL3.5, section 2.2)."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Precision = "bfloat16"
     """Of the forward pass; weights and optimiser stay in float32."""
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     """Implementation of attention in transformers, for padded rows. Packs have their own, chosen by the hardware."""

@@ -28,7 +28,7 @@ from model.training.config import TrainingConfig
 from model.training.reader import BatchReader, Collate, Drawn, Lay
 from model.training.stage import MakeSource, Stage, SumFunction
 
-Draw = Literal["image", "mixed"]
+Draw = Literal["image", "mixed", "tile"]
 
 
 class FrozenReference:
@@ -100,12 +100,13 @@ def draw_compressed(tiles: Sequence[int], xi: Sequence[float], key: str, draw: D
         tiles: of each image.
         xi: tokens per patch to draw from, uniformly.
         key: what the draw is a function of.
-        draw: ``image`` draws one xi for all tiles of an image, ``mixed`` one for each tile in half of the images.
+        draw: ``image`` draws one xi for all tiles of an image, ``mixed`` one for each tile in half of the images,
+            ``tile`` one for each tile of all.
     """
     generator = random.Random(key)
     drawn: list[bool] = []
     for count in tiles:
-        apart = draw == "mixed" and generator.random() < 0.5
+        apart = draw == "tile" or (draw == "mixed" and generator.random() < 0.5)
         drawn += [_compressed(generator, xi) for _ in range(count)] if apart else [_compressed(generator, xi)] * count
     return np.asarray(drawn, bool)
 

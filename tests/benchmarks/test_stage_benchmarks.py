@@ -1,5 +1,7 @@
 """``cascade`` and ``flash_retention``: how seconds, thresholds, tokens and intervals are counted."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,18 @@ def clock(monkeypatch):
     return now
 
 
+PROFILE = SimpleNamespace(build_preferences=SimpleNamespace(max_queries=100))
+
+
+def rollouts_of(folder, seconds):
+    """Stands for ``make_rollouts``: so many seconds and 20 steps of pairs for 100 questions, and as many for others."""
+
+    def make(_start, _seed, asked):
+        return cascade.Rollouts(folder, folder, asked, round(20 * asked / 100), seconds * asked / 100)
+
+    return make
+
+
 def test_every_arm_spends_the_same_seconds_and_the_cascade_goes_on_from_mpo(clock, monkeypatch, tmp_path):
     costs, began_from = {"sft": 0.5, "mpo": 2.0, "gspo": 3.0}, []
 
@@ -53,10 +67,10 @@ def test_every_arm_spends_the_same_seconds_and_the_cascade_goes_on_from_mpo(cloc
         return {name: kind(name) for name in costs}
 
     monkeypatch.setattr(cascade, "stages", stages)
-    monkeypatch.setattr(cascade, "make_rollouts", lambda *_: cascade.Rollouts(tmp_path, tmp_path, 60.0))
+    monkeypatch.setattr(cascade, "make_rollouts", rollouts_of(tmp_path, 60.0))
     model = tmp_path / "model"
     seen: dict = {}
-    start = cascade.Start(model, tmp_path, None, tmp_path, 300.0)
+    start = cascade.Start(model, tmp_path, PROFILE, tmp_path, 300.0)
     first = cascade.train_arms(start, 0, seen)
     longest = max(first[arm][1]["seconds"] for arm in (cascade.MPO, cascade.GSPO, cascade.CASCADE))
     assert longest > 330
@@ -75,6 +89,10 @@ def test_every_arm_spends_the_same_seconds_and_the_cascade_goes_on_from_mpo(cloc
         ("gspo", tmp_path / "mpo" / "model"),
         ("sft", model),
     ]
+    alone, first_of_two = (arms[arm][1] for arm in (cascade.MPO, cascade.CASCADE))
+    assert first_of_two["mpo_steps"] == 20, "one epoch of the pairs that are there"
+    assert alone["asked"] / alone["mpo_steps"] == pytest.approx(100 / 20, rel=0.1), "one epoch of its own pairs"
+    assert alone["asked"] > 150
 
 
 def test_preferences_that_take_the_whole_budget_are_an_error(clock, monkeypatch, tmp_path):
@@ -85,10 +103,10 @@ def test_preferences_that_take_the_whole_budget_are_an_error(clock, monkeypatch,
             meter.progress("sft", step + 1, steps)
         return cascade.Trained(tmp_path, meter, [])
 
-    monkeypatch.setattr(cascade, "stages", lambda *_: {"sft": train})
-    monkeypatch.setattr(cascade, "make_rollouts", lambda *_: cascade.Rollouts(tmp_path, tmp_path, 39.0))
+    monkeypatch.setattr(cascade, "stages", lambda *_: dict.fromkeys(("sft", "mpo", "gspo"), train))
+    monkeypatch.setattr(cascade, "make_rollouts", rollouts_of(tmp_path, 39.0))
     with pytest.raises(InputError, match="took 39 of 40 processor seconds"):
-        cascade.train_arms(cascade.Start(tmp_path, tmp_path, None, tmp_path, 40.0), 0, {})
+        cascade.train_arms(cascade.Start(tmp_path, tmp_path, PROFILE, tmp_path, 40.0), 0, {})
 
 
 def test_arms_are_compared_on_the_same_rows_with_seeds_averaged():

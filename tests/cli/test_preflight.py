@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli import preflight
+from model import machine
 
 SOURCE = Path(preflight.__file__)
 
@@ -24,11 +25,23 @@ def test_another_python_is_refused_by_its_number(version):
     assert "{}.{}.{}".format(*version) in problem
 
 
-def test_the_script_parses_on_old_pythons_and_needs_the_standard_library_only():
-    tree = ast.parse(SOURCE.read_text(), feature_version=(3, 7))
+@pytest.mark.parametrize(("source", "others"), [(SOURCE, {"model.machine"}), (Path(machine.__file__), set())])
+def test_the_script_parses_on_old_pythons_and_needs_the_standard_library_only(source, others):
+    tree = ast.parse(source.read_text(), feature_version=(3, 7))
     imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in imported} <= sys.stdlib_module_names
+    assert {name.split(".")[0] for name in imported - others} <= sys.stdlib_module_names
+
+
+def test_the_minutes_are_those_of_this_processor():
+    times = {
+        (cores, bfloat16): preflight.check_work(True, cores, bfloat16)[1].found
+        for cores in (1, 4)
+        for bfloat16 in (True, False)
+    }
+    assert times[4, True] == "about 18 minutes on 4 cores the first time"
+    assert "about 55 minutes" in times[4, False] and "without bfloat16 instructions" in times[4, False]
+    assert "about 36" in times[1, True] and "about 110" in times[1, False]
 
 
 def test_too_little_disk_or_memory_is_a_problem():
