@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -101,15 +102,15 @@ def label_dataset(
     if (parts / "origin.json").exists() and (parts / "origin.json").read_bytes() != identity:
         raise InputError(f"{parts}: left by a run with other rows, model or settings; remove it to start anew")
     write_atomic(parts / "origin.json", identity)
-    judges, failures = Judges(), list[str]()
+    failures = list[str]()
     places = [parts / f"{start:08d}" for start in range(0, len(questions), _PART_ROWS)]
-    for number, place in enumerate(places):
-        if not place.exists():
-            chunk = questions[number * _PART_ROWS : (number + 1) * _PART_ROWS]
-            made, rejects = critic_rows(engine, chunk, _judged_by(judges, failures), settings)
-            write_dataset(place, made, rejects=rejects)
-        print(f"labelled {min((number + 1) * _PART_ROWS, len(questions))} of {len(questions)}", file=sys.stderr)
-    judges.close()
+    with closing(Judges()) as judges:
+        for number, place in enumerate(places):
+            if not place.exists():
+                chunk = questions[number * _PART_ROWS : (number + 1) * _PART_ROWS]
+                made, rejects = critic_rows(engine, chunk, _judged_by(judges, failures), settings)
+                write_dataset(place, made, rejects=rejects)
+            print(f"labelled {min((number + 1) * _PART_ROWS, len(questions))} of {len(questions)}", file=sys.stderr)
     if failures:
         first = "; ".join(dict.fromkeys(failures[:_SHOWN_FAILURES]))
         print(f"fovea: {len(failures)} answers could not be judged, and label nothing: {first}", file=sys.stderr)

@@ -120,14 +120,21 @@ class Ready(GRPCInferenceServiceServicer):
         return pb.ModelInferResponse()
 
 
-def test_what_the_vision_predictor_does_wrong_is_no_500():
+def answer_with_vision(predictor):
+    """The gateway's reply to an image where ``predictor`` is the vision predictor."""
     server = grpc.server(ThreadPoolExecutor(1))
-    add_GRPCInferenceServiceServicer_to_server(Ready(), server)
+    add_GRPCInferenceServiceServicer_to_server(predictor, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    with language_server(b"") as url, gateway(vision_port=port, language_url=url, request_timeout_s=LONG) as client:
-        reply = post(client, ask("x", png()))
-    server.stop(None).wait()
+    try:
+        with language_server(b"") as url, gateway(vision_port=port, language_url=url, request_timeout_s=LONG) as client:
+            return post(client, ask("x", png()))
+    finally:
+        server.stop(None).wait()
+
+
+def test_what_the_vision_predictor_does_wrong_is_no_500():
+    reply = answer_with_vision(Ready())
     assert (reply.status_code, reply.json()["error"]["code"]) == (502, "vision_failed")
 
 
@@ -143,13 +150,7 @@ def test_what_a_user_can_mend_says_what_it_is(status, code):
         def ModelInfer(self, request, context):
             context.abort(status, "16 tiles are more than these")
 
-    server = grpc.server(ThreadPoolExecutor(1))
-    add_GRPCInferenceServiceServicer_to_server(Refusing(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    with language_server(b"") as url, gateway(vision_port=port, language_url=url, request_timeout_s=LONG) as client:
-        reply = post(client, ask("x", png()))
-    server.stop(None).wait()
+    reply = answer_with_vision(Refusing())
     error = reply.json()["error"]
     assert (reply.status_code, error["code"], error["message"]) == (400, code, "16 tiles are more than these")
 
