@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from model.data.artifact import write_atomic
 from model.data.errors import InputError
+from model.machine import computes_bfloat16
 
 _Measured = TypeVar("_Measured")
 RESULTS = Path(__file__).parent / "results"
@@ -56,7 +57,7 @@ class Result:
 
 
 def hardware() -> str:
-    """Processor, core count and memory of this machine."""
+    """Processor, core count and memory of this machine, and whether it computes in bfloat16."""
     cpu = platform.processor() or platform.machine()
     gib = 0.0
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -67,7 +68,7 @@ def hardware() -> str:
         if line.startswith("MemTotal:"):
             gib = int(line.split()[1]) / (1 << 20)
     cores = sum(line.startswith("processor") for line in Path("/proc/cpuinfo").read_text().splitlines())
-    return f"{cpu}, {cores} cores, {gib:.0f} GiB"
+    return f"{cpu}, {cores} cores, {gib:.0f} GiB, {'bfloat16' if computes_bfloat16() else 'no bfloat16'}"
 
 
 def commit() -> str:

@@ -1,13 +1,14 @@
-"""``cascade`` and ``flash_retention``: how seconds, thresholds, tokens and intervals are counted."""
+"""``cascade``, ``tiny_stability``, ``flash_retention``: how seconds, thresholds, tokens and intervals are counted."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import cascade, flash_retention
+from benchmarks import cascade, flash_retention, tiny_stability
 from components.collect.config import CollectConfig
 from model.data.errors import InputError
+from pipelines.profile import load_profile
 
 
 def rows_of(**families):
@@ -107,6 +108,46 @@ def test_preferences_that_take_the_whole_budget_are_an_error(clock, monkeypatch,
     monkeypatch.setattr(cascade, "make_rollouts", rollouts_of(tmp_path, 39.0))
     with pytest.raises(InputError, match="took 39 of 40 processor seconds"):
         cascade.train_arms(cascade.Start(tmp_path, tmp_path, PROFILE, tmp_path, 40.0), 0, {})
+
+
+def test_every_seed_of_the_stability_starts_from_the_same_model(monkeypatch, tmp_path):
+    for name in ("sft/model", "curate/questions", "collect/heldout"):
+        (tmp_path / name).mkdir(parents=True)
+    rows, began_from = rows_of(read=8, sum=2), []
+
+    def stages(start, made):
+        def kind(name):
+            def train(steps, seed, init):
+                began_from.append((name, steps, seed, made.asked, init.name))
+                return cascade.Trained(tmp_path / f"{name}-{seed}", cascade.Meter(name), [{"entropy": 0.5}])
+
+            return train
+
+        return {name: kind(name) for name in ("mpo", "gspo")}
+
+    scores = {"model": 5, "mpo-0": 5, "mpo-1": 4, "mpo-2": 6, "gspo-0": 6, "gspo-1": 5, "gspo-2": 7}
+    monkeypatch.setattr(tiny_stability, "stages", stages)
+    monkeypatch.setattr(tiny_stability, "make_rollouts", rollouts_of(tmp_path, 1.0))
+    monkeypatch.setattr(tiny_stability, "heldout_rows", lambda *_: rows)
+    monkeypatch.setattr(tiny_stability, "score_rows", lambda model, _: (np.arange(10) < scores[model.name]) + 0.0)
+    measured = tiny_stability.measure(False, tmp_path)
+    table, tiny = measured.details["stages"], load_profile("tiny")
+    steps = {name: getattr(tiny, name).training.steps for name in ("mpo", "gspo")}
+    asked = tiny.build_preferences.max_queries
+    assert began_from == [
+        run
+        for seed in (0, 1, 2)
+        for run in (
+            ("mpo", steps["mpo"], seed, asked, "model"),
+            ("gspo", steps["gspo"], seed, asked, f"mpo-{seed}"),
+        )
+    ]
+    assert table["after MPO"]["by_seed"] == [0.5, 0.4, 0.6]
+    assert table["after MPO"]["over_start"]["mean"] == 0.0
+    assert table["after GSPO"]["over_start"]["mean"] == pytest.approx(0.1)
+    assert table["after GSPO"]["families"] == {"read": 0.75, "sum": 0.0}
+    assert [run["after MPO"]["mean"] for run in measured.details["runs"]] == pytest.approx([0.0, -0.1, 0.1])
+    assert measured.ratio == pytest.approx(1.2)
 
 
 def test_arms_are_compared_on_the_same_rows_with_seeds_averaged():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cascade, flash_retention
+from benchmarks import cascade, flash_retention, tiny_stability
 from benchmarks.harness import report
 
 pytestmark = pytest.mark.soak
@@ -31,6 +31,13 @@ def test_no_arm_of_the_cascade_falls_below_its_start(line):
     assert details["seeds"] == [0, 1, 2]
     for arm, entry in details["arms"].items():
         assert entry["over_start"]["high"] >= 0, f"{arm} is worse than where it started"
+
+
+def test_the_cascade_of_the_demo_is_stable_over_three_seeds(line):
+    details = stored(tiny_stability.measure(False, line))
+    assert details["seeds"] == [0, 1, 2]
+    for stage, entry in details["stages"].items():
+        assert entry["over_start"]["high"] >= 0, f"{stage}, the model is worse than before"
 
 
 def test_routing_keeps_more_than_random_tiles_and_than_everything_compressed(line):
