@@ -8,8 +8,9 @@ import hashlib
 import importlib
 import json
 import shutil
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from components.store import COMPUTED, Entry, Store
 from components.tracking import MlflowRegistry, StepRecord, check_server, flat_scores, track
 from model.data.artifact import file_sha256, link_tree, payload_sha256, write_atomic
 from model.data.errors import InputError
+from model.machine import computes_bfloat16
 
 SCHEMA_VERSION = 1
 STEPS_FILE = "steps.jsonl"
@@ -212,6 +214,9 @@ def _run(task: _Task, work: Path, settings: Settings, store: Store) -> None:
         run_dir=settings.run_dir,
         registry=MlflowRegistry(settings.tracking_uri) if task.step in _SEE_REGISTRY else None,
     )
+    for name in slow_precisions(task.config):
+        slow = "bfloat16 takes some thirty times as long as float32 on this processor; auto would choose"
+        print(f"fovea: {task.step}.{name}: {slow}", file=sys.stderr, flush=True)
     ProgressFile(settings.run_dir, task.step)("starting", 0, 0)
     started = time.time()
     ranks = ranks_of(task.step, task.config)
@@ -225,6 +230,19 @@ def _run(task: _Task, work: Path, settings: Settings, store: Store) -> None:
     except ValueError:
         raise InputError(f"it reported a number that is not finite; its state is kept in {state_dir}") from None
     write_atomic(work / COMPUTED, note.encode())
+
+
+def slow_precisions(config: BaseModel) -> list[str]:
+    """Settings that ask for bfloat16 where nothing computes in it."""
+
+    def named(value: Any, name: str) -> Iterator[str]:
+        if isinstance(value, BaseModel):
+            for field in type(value).model_fields:
+                yield from named(getattr(value, field), f"{name}.{field}" if name else field)
+        elif value == "bfloat16" and name.rpartition(".")[2] == "precision":
+            yield name
+
+    return [] if computes_bfloat16() else list(named(config, ""))
 
 
 def _lineage(task: _Task, computed: dict[str, Any], work: Path, settings: Settings) -> dict[str, Any]:

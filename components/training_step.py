@@ -1,6 +1,5 @@
 """What the training steps share: run a stage, fold an adapter, score a held-out sample, write the model."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from model.data.schema import Row
 from model.data.shards import open_dataset
 from model.families.interface import Network, Processor
 from model.families.opening import save_network
-from model.machine import computes_bfloat16
 from model.training.config import TrainingConfig
 from model.training.loop import supervised_stage, train
 from model.training.stage import Stage
@@ -63,9 +61,6 @@ def run_stage(
     context: StepContext,
 ) -> StepResult:
     """Train one stage in ``state_dir/<its name>``; the last logged loss becomes the stage's loss."""
-    if config.precision == "bfloat16" and not computes_bfloat16() and context.rank == 0:
-        slow = "a step in bfloat16 takes some thirty times as long as in float32 on this processor"
-        print(f"fovea: {stage.name}: {slow}; training.precision: auto would choose", file=sys.stderr, flush=True)
     state_dir = context.state_dir / stage.name
     state = train(network, processor, rows, stage, config, state_dir, context.progress, context.metrics)
     numbers = {"loss": state.history[-1]["loss"], "tokens": state.tokens, "steps": state.step, "rows": len(rows)}

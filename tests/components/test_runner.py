@@ -24,12 +24,17 @@ from model.data.errors import InputError
 CONFIG = """
 from pathlib import Path
 from pydantic import Field
-from model.config import Section
+from model.config import Precision, Section
+
+class Inner(Section):
+    precision: Precision = "float32"
 
 class ToyConfig(Section):
     value: int = Field(gt=0)
     behaviour: str = ""
     file: Path | None = None
+    precision: Precision = "float32"
+    inner: Inner | None = None
 """
 STEP = """
 import os, sys, time
@@ -388,3 +393,14 @@ def test_a_full_disk_is_one_line(toys):
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(f"fovea: toy: no space left on {disk}")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_precision_that_this_processor_is_slow_in_is_said(toys, capsys, monkeypatch, fast):
+    monkeypatch.setattr(runner, "computes_bfloat16", lambda: fast)
+    run(toys, precision="bfloat16", inner={"precision": "bfloat16"})
+    said = capsys.readouterr().err
+    assert ("toy.precision: bfloat16 takes" in said) is not fast
+    assert ("toy.inner.precision: bfloat16 takes" in said) is not fast
+    run(toys, value=8)
+    assert "bfloat16" not in capsys.readouterr().err

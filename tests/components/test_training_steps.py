@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -110,18 +109,3 @@ def test_fine_tuning_starts_from_the_given_weights_or_from_new_ones(whole, digit
         assert result.numbers["tokens"] > 0
         assert set(result.heldout) == {"transcribe", "read", "count", "maximum", "locate"}
     assert first_loss["pretrained"] < first_loss["random"] - 1, "what pre-training learned is there at the start"
-
-
-@pytest.mark.parametrize(
-    ("precision", "fast", "said"), [("bfloat16", False, True), ("bfloat16", True, False), ("float32", False, False)]
-)
-def test_a_precision_that_this_processor_is_slow_in_is_said(precision, fast, said, monkeypatch, capsys, tmp_path):
-    from components import training_step
-
-    monkeypatch.setattr(training_step, "computes_bfloat16", lambda: fast)
-    done = SimpleNamespace(history=[{"loss": 1.0}], tokens=1, step=1)
-    monkeypatch.setattr(training_step, "train", lambda *_: done)
-    config = TRAINING.model_copy(update={"precision": precision})
-    stage = SimpleNamespace(name="sft")
-    training_step.run_stage(None, None, [], stage, config, StepContext(state_dir=tmp_path))
-    assert ("fovea: sft: a step in bfloat16 takes" in capsys.readouterr().err) is said
