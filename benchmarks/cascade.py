@@ -39,12 +39,14 @@ CONTROL, MPO, GSPO, CASCADE = "more fine-tuning", "MPO", "GSPO", "MPO, then GSPO
 ARMS = {MPO: ("mpo",), GSPO: ("gspo",), CASCADE: ("mpo", "gspo"), CONTROL: ("sft",)}
 """The stages of each, in order; the control is last, because it has the seconds of the longest."""
 SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
-BUDGET, QUICK_BUDGET = 600.0, 40.0
+BUDGET, QUICK_BUDGET = 600.0, 12.0
 """Processor seconds of an arm."""
-ROWS, QUICK_ROWS = 250, 40
+ROWS, QUICK_ROWS = 250, 8
 """Held-out rows of a family."""
-QUERIES, QUICK_QUERIES = 2500, 160
+QUERIES, QUICK_QUERIES = 2500, 40
 """Questions of a source that are answered to choose queries from, and that the cascade makes pairs of."""
+QUICK_PROMPTS = 8
+"""Queries of an optimiser step of GSPO; the profile's own number otherwise."""
 _PILOTS = (24, 4)
 """Steps of the two short runs that tell what a stage costs: whole iterations of GSPO."""
 _THREADS = 1  # threads that wait for each other would spend processor seconds too
@@ -339,12 +341,15 @@ def show(table: dict[str, Any]) -> None:
 
 
 def adapted(profile: Profile, quick: bool) -> Profile:
-    """More queries and several updates a rollout, as one has with more time than a demo."""
+    """More queries and several updates a rollout, as one has with more time than a demo; little of both if ``quick``."""
     asked = {"max_queries": QUICK_QUERIES, "rollouts": 4} if quick else {"max_queries": QUERIES}
-    rollout = profile.gspo.rollout.model_copy(update={"prompts": _UPDATES * profile.gspo.rollout.prompts})
+    training, rollout = profile.gspo.training, profile.gspo.rollout
+    prompts = QUICK_PROMPTS if quick else rollout.prompts
+    training = training.model_copy(update={"batch_size": prompts * rollout.responses})
+    rollout = rollout.model_copy(update={"prompts": _UPDATES * prompts})
     sections = {
         "build_preferences": profile.build_preferences.model_copy(update=asked),
-        "gspo": profile.gspo.model_copy(update={"rollout": rollout}),
+        "gspo": profile.gspo.model_copy(update={"training": training, "rollout": rollout}),
     }
     return profile.model_copy(update=sections)
 

@@ -12,7 +12,7 @@ from components.sft.config import SftConfig
 from model.data.artifact import payload_sha256
 from pipelines.profile import Profile
 
-STEPS, QUICK_STEPS = 1600, 40
+STEPS, QUICK_STEPS = 1600, 10
 """Of a round."""
 RATES = (4e-4, 2e-4)
 """Peak of each round, with the profile's schedule; the profile's own peak is 5e-4."""

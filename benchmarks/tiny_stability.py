@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.cascade import (
     LINE,
+    QUICK_QUERIES,
     QUICK_ROWS,
     ROWS,
     START,
@@ -33,7 +34,7 @@ from model.data.errors import InputError
 from pipelines.profile import load_profile
 
 SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
-QUICK_QUERIES, QUICK_STEPS = 100, 4
+QUICK_STEPS = 4
 AFTER_MPO, AFTER_GSPO = "after MPO", "after GSPO"
 AIM = 1.0
 
