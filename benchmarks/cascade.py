@@ -341,7 +341,7 @@ def show(table: dict[str, Any]) -> None:
 
 
 def adapted(profile: Profile, quick: bool) -> Profile:
-    """More queries and several updates a rollout, as one has with more time than a demo; little of both if ``quick``."""
+    """More queries and several updates a rollout, as one has with more time than a demo; less if ``quick``."""
     asked = {"max_queries": QUICK_QUERIES, "rollouts": 4} if quick else {"max_queries": QUERIES}
     training, rollout = profile.gspo.training, profile.gspo.rollout
     prompts = QUICK_PROMPTS if quick else rollout.prompts
