@@ -26,12 +26,14 @@ _SILENT_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Update:
-    """One reading of progress.json; times in seconds since the epoch, ``total`` 0 where it is not known."""
+    """One reading of progress.json; times in seconds since the epoch, ``total`` 0 where it is not known, ``detail`` a
+    part of the work that is under way."""
 
     step: str
     label: str
     done: int
     total: int
+    detail: str
     started: float
     updated: float
 
@@ -127,6 +129,7 @@ class ProgressView:
                 if title != (title := update.title):
                     task = _next_bar(bars, task, title, update.total)
                 pace = meter.describe(update)
+                pace = ", ".join(words for words in (pace, update.detail) if words)
                 bars.update(task, completed=update.done, total=update.total or None, pace=pace)
 
     def _print_lines(self) -> None:
@@ -139,8 +142,11 @@ class ProgressView:
             if time.monotonic() >= due:
                 due, last = time.monotonic() + _LINE_SECONDS, update
                 count = f" {update.done}/{update.total}" if update.total else ""
-                tail = f", {pace}" if pace else ""
-                print(f"{update.title}{count}{tail}", file=sys.stderr, flush=True)
+                print(
+                    ", ".join(words for words in (f"{update.title}{count}", pace, update.detail) if words),
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 def _worth_showing(update: Update) -> bool:

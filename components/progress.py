@@ -12,10 +12,12 @@ _MIN_SECONDS = 0.2
 
 
 class ProgressFile:
-    """Writes ``{step, label, done, total, started, updated}`` to ``progress.json`` of a pipeline run.
+    """Writes ``{step, label, done, total, detail, started, updated}`` to ``progress.json`` of a pipeline run.
 
-    Times are seconds since the epoch; ``started`` is when ``label`` began. Called often, it writes at most five
-    times a second, and always at the end of a label. Outside a pipeline run it does nothing.
+    Times are seconds since the epoch; ``started`` is when ``label`` began. What is reported while the label that is the
+    step's own name is not through is a part of its work (a rollout of an iteration): it is written as ``detail`` in
+    words, else empty. Called often, it writes at most five times a second, and always at the end of a label. Outside a
+    pipeline run it does nothing.
     """
 
     def __init__(self, run_dir: Path | None, step: str) -> None:
@@ -23,15 +25,21 @@ class ProgressFile:
         self._step = step
         self._label: str | None = None
         self._started = self._written = 0.0
+        self._whole = (0, 0)
 
     def __call__(self, label: str, done: int, total: int) -> None:
         """Report that ``done`` of ``total`` units of ``label`` are done."""
         if self._path is None:
             return
-        now = time.time()
+        now, detail = time.time(), ""
+        if label == self._step:
+            self._whole = (int(done), int(total))
+        elif self._whole[0] < self._whole[1]:
+            detail = f"{label} {done}/{total}" if total else label
+            label, (done, total) = self._step, self._whole
         if label != self._label:
             self._label, self._started, self._written = label, now, 0.0
-        if done < total and now - self._written < _MIN_SECONDS:
+        if (detail or done < total) and now - self._written < _MIN_SECONDS:
             return
         self._written = now
         state = {
@@ -39,6 +47,7 @@ class ProgressFile:
             "label": label,
             "done": int(done),
             "total": int(total),
+            "detail": detail,
             "started": self._started,
             "updated": now,
         }

@@ -9,7 +9,7 @@ from cli.progress import ProgressView, RateMeter, Update, choose_mode, in_words,
 
 
 def update(done, updated, total=100, label="sft", started=1000.0):
-    return Update("sft", label, done, total, started, updated)
+    return Update("sft", label, done, total, "", started, updated)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,15 @@ def test_a_progress_file_that_is_missing_or_odd_is_no_progress(tmp_path, text):
 
 def write(run_dir, **fields):
     now = time.time()
-    state = {"step": "sft", "label": "train", "done": 3, "total": 9, "started": now - 5, "updated": now} | fields
+    state = {
+        "step": "sft",
+        "label": "train",
+        "done": 3,
+        "total": 9,
+        "detail": "",
+        "started": now - 5,
+        "updated": now,
+    } | fields
     (run_dir / "progress.json").write_text(json.dumps(state))
 
 
@@ -54,6 +62,10 @@ def test_lines_for_a_log_name_step_and_count(tmp_path, capsys):
 
 def test_a_label_that_repeats_the_step_is_said_once(tmp_path, capsys):
     assert said(tmp_path, capsys, "lines", label="sft").err == "sft 3/9\n"
+
+
+def test_a_part_of_the_work_stands_behind_the_count(tmp_path, capsys):
+    assert said(tmp_path, capsys, "lines", label="sft", detail="rollout 4 8/48").err == "sft 3/9, rollout 4 8/48\n"
 
 
 def test_work_of_unknown_length_has_no_count(tmp_path, capsys):
