@@ -144,7 +144,8 @@ def _busy(dashboard: Dashboard, update: Update, unicode: bool) -> list[str]:
     now, running = time.time(), dashboard.state == "running"
     training = dashboard.training.get(update.step)
     trains = training is not None and training.stage == update.label
-    said = [f"{in_words(now - update.started)} so far" if running else "not finished"]
+    said = [update.detail] if update.detail and running else []
+    said.append(f"{in_words(now - update.started)} so far" if running else "not finished")
     if trains and running and training.seconds_left is not None:
         said.append(f"{in_words(training.seconds_left)} left")
     done = max(update.done, training.step) if trains else update.done  # the last step of a stopped stage is in one only

@@ -47,7 +47,9 @@ def read_update(run_dir: Path) -> Update | None:
     """The newest progress of a run, or None while there is none."""
     try:
         record = json.loads((run_dir / "progress.json").read_text())
-        return Update(**{name: record[name] for name in Update.__dataclass_fields__})
+        return Update(
+            **{"detail": "", **{name: record[name] for name in Update.__dataclass_fields__ if name in record}}
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

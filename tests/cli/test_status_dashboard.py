@@ -188,6 +188,17 @@ def test_a_killed_run_is_not_running(run):
     assert run.read().pid is None
 
 
+def test_a_part_of_a_steps_work_does_not_end_its_training(going_on, monkeypatch):
+    monkeypatch.setattr("components.progress._MIN_SECONDS", 0.0)
+    going_on.train("sft", steps=3)
+    report = ProgressFile(going_on.directory, "sft")
+    report("sft", 3, 40)
+    report("rollout 4", 8, 48)
+    (said,) = (line for line in going_on.text() if line.startswith("  sft"))
+    assert "step 3 of 40 (8%), rollout 4 8/48, " in said
+    assert not any("ended at" in line for line in going_on.text())
+
+
 def test_silence_is_said(going_on):
     long_ago = time.time() - 300
     record = {"step": "sft", "label": "sft", "done": 1, "total": 9, "started": long_ago, "updated": long_ago}

@@ -40,7 +40,7 @@ def test_progress_is_written_at_the_end_and_seldom_in_between(tmp_path):
 
 def test_parts_of_the_work_do_not_hide_how_far_it_is(tmp_path, monkeypatch):
     """Iterations that take turns with their rollouts would each begin anew, and nothing would ever be worth showing."""
-    clock = iter(range(100))
+    clock = iter(range(100, 200))
     monkeypatch.setattr("components.progress.time.time", lambda: next(clock))
     report = ProgressFile(tmp_path, "gspo")
 
@@ -55,14 +55,14 @@ def test_parts_of_the_work_do_not_hide_how_far_it_is(tmp_path, monkeypatch):
         "done": 0,
         "total": 3,
         "detail": "",
-        "started": 1,
+        "started": 101,
         "updated": 0,
     }
     for iteration in range(3):
         inner = told(f"rollout {iteration + 1}", 48, 48)
-        assert (inner["label"], inner["done"], inner["total"], inner["started"]) == ("gspo", iteration, 3, 1)
+        assert (inner["label"], inner["done"], inner["total"], inner["started"]) == ("gspo", iteration, 3, 101)
         assert inner["detail"] == f"rollout {iteration + 1} 48/48"
         outer = told("gspo", iteration + 1, 3)
-        assert (outer["done"], outer["detail"], outer["started"]) == (iteration + 1, "", 1)
+        assert (outer["done"], outer["detail"], outer["started"]) == (iteration + 1, "", 101)
     after = told("answering", 8, 64)
     assert (after["label"], after["done"], after["detail"]) == ("answering", 8, "")
