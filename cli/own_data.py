@@ -1,9 +1,12 @@
 """``fovea run --data DIR``: from a directory of somebody's own data to the overrides that train on it."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.data.errors import InputError
+
+if TYPE_CHECKING:
+    from pipelines.profile import Profile
 
 DEFAULT_PROFILE = "tiny"
 PRETRAIN_TASK = "pretrain"
@@ -19,6 +22,24 @@ _FOR_ANY_TEXTS: dict[str, Any] = {
     "pretrain": {"training": {"max_tokens": 1024}},
     "sft": {"training": {"max_tokens": 1024}},
 }
+
+
+def profile_on(directory: Path, name: str | None, settings: list[str] | None) -> tuple["Profile", str]:
+    """The profile that trains on a directory of the user's, and what was found in it.
+
+    Args:
+        directory: as in ``data_overrides``.
+        name: of the profile; one for texts of any kind when None.
+        settings: what the user sets, as ``section.key=value``.
+
+    Raises:
+        InputError: the directory cannot be used, or the profile with it.
+    """
+    from pipelines.profile import load_profile, parse_overrides
+
+    given = parse_overrides(settings or [])
+    changes, found = data_overrides(directory, given, default_profile=name is None)
+    return without_repeats(load_profile(name or DEFAULT_PROFILE, changes), given), found
 
 
 def data_overrides(directory: Path, given: dict[str, Any], *, default_profile: bool) -> tuple[dict[str, Any], str]:
@@ -48,6 +69,17 @@ def data_overrides(directory: Path, given: dict[str, Any], *, default_profile: b
     if default_profile:
         overrides = merge(overrides, _FOR_ANY_TEXTS)
     return merge(overrides, given), found
+
+
+def without_repeats(profile: "Profile", given: dict[str, Any]) -> "Profile":
+    """The profile without the repeats of question families that are those of its own corpus; the user's stay."""
+    changed = {}
+    for name in ("vico", "route"):
+        if (section := getattr(profile, name)) is not None:
+            named = (given.get(name) or {}).get("repeat") or {}
+            kept = {family: factor for family, factor in section.repeat.items() if family in named}
+            changed[name] = section.model_copy(update={"repeat": kept})
+    return profile.model_copy(update=changed)
 
 
 def _source(directory: Path, given: dict[str, Any]) -> tuple[dict[str, Any], str]:

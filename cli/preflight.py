@@ -79,7 +79,7 @@ def check_memory(available_gib: float | None) -> Check:
 def check_work(installed: bool, cores: int, bfloat16: bool) -> list[Check]:
     """What is still to be downloaded, and how long the whole takes: longer where nothing computes in ``bfloat16``."""
     download = "nothing, .venv is there" if installed else f"about {DOWNLOAD_GIB:.0f} GiB of packages"
-    minutes = (18 if bfloat16 else 55) * (1 if cores >= 2 else 2)
+    minutes = (18 if bfloat16 else 60) * (1 if cores >= 2 else 2)
     why = "" if bfloat16 else " without bfloat16 instructions"
     first = "" if installed else ", after 1 to 5 for the installation"
     return [

@@ -77,9 +77,10 @@ def run(
     Examples: `fovea run --profile micro`, `fovea run --data meters`, `fovea run --set sft.training.learning_rate=5e-4`
     """
     from cli.line import alone, run_line, settings_for
+    from cli.own_data import profile_on
     from cli.progress import choose_mode
 
-    chosen, found = _profile_on(data, profile, settings) if data else (choose_profile(profile, settings), "")
+    chosen, found = profile_on(data, profile, settings) if data else (choose_profile(profile, settings), "")
     if found and not (quiet or machine):
         print(f"{data}: {found}")
     surroundings = settings_for(resume_command())
@@ -91,15 +92,6 @@ def run(
         _show(line)
     if not line.run.ok:
         raise typer.Exit(1)
-
-
-def _profile_on(data: Path, name: str | None, settings: list[str] | None) -> tuple["Profile", str]:
-    """The profile that trains on a directory of the user's, and what was found in it."""
-    from cli.own_data import DEFAULT_PROFILE, data_overrides
-    from pipelines.profile import load_profile, parse_overrides
-
-    changes, found = data_overrides(data, parse_overrides(settings or []), default_profile=name is None)
-    return load_profile(name or DEFAULT_PROFILE, changes), found
 
 
 def _record(line: "Line", profile: "Profile") -> dict[str, Any]:

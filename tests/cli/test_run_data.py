@@ -5,20 +5,18 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from cli import own_data
 from cli.main import app
-from cli.own_data import data_overrides
+from cli.own_data import profile_on
 from model.data.schema import image_media, scorer
 from model.data.shards import open_dataset, write_dataset
-from pipelines.profile import load_profile, parse_overrides
+from pipelines.profile import load_profile
 from tests.source_builders import import_all, png, questions_csv, write_jsonl
 
 STEPS_TO_FINE_TUNING = ("collect", "curate", "pretrain", "sft", "evaluate", "gate", "register", "deploy")
 
 
 def profile_of(directory, *settings, profile=None):
-    changes, found = data_overrides(directory, parse_overrides(settings), default_profile=profile is None)
-    return load_profile(profile or own_data.DEFAULT_PROFILE, changes), found
+    return profile_on(directory, profile, list(settings))
 
 
 def test_a_folder_of_images_and_a_csv_becomes_a_profile_in_the_shape_of_tiny(tmp_path):
@@ -53,6 +51,13 @@ def test_what_the_user_sets_wins(tmp_path):
     assert profile.collect.vocabulary == load_profile("micro").collect.vocabulary
     profile, found = profile_of(source, "collect.source.format=captions", profile="micro")
     assert (profile.collect.source.format, found) == ("captions", "format captions")
+
+
+def test_families_of_the_profiles_own_corpus_are_repeated_on_no_other(tmp_path):
+    source = questions_csv(tmp_path / "meters", 5)
+    assert load_profile("tiny").route.repeat
+    assert profile_of(source, profile="tiny")[0].route.repeat == {}
+    assert profile_of(source, "route.repeat.question=2", profile="tiny")[0].route.repeat == {"question": 2.0}
 
 
 def test_datasets_of_our_own_are_taken_as_they_are(tmp_path):
