@@ -80,7 +80,7 @@ print(result)
 
 
 def training(processes: int = 2) -> TrainingConfig:
-    return TrainingConfig(learning_rate=1e-3, steps=4, batch_size=4, processes=processes)
+    return TrainingConfig(learning_rate=1e-3, steps=4, batch_size=4, processes=processes, precision="float32")
 
 
 @pytest.fixture(scope="module")

@@ -153,7 +153,7 @@ def test_the_lineage_says_where_an_output_comes_from(toys):
     found = lineage(toys)
     assert found["inputs"] == {"source": payload_sha256(source)}
     assert found["outputs"] == {"result": payload_sha256(toys / "wanted")}
-    assert found["config"] == {"value": 7, "behaviour": "", "file": None}
+    assert found["config"] == {"value": 7, "behaviour": "", "file": None, "precision": "float32", "inner": None}
     assert found["heldout"]["read"]["constant"] == 0.1
     assert found["environment"]["threads"] > 0
     assert len(found["git_sha"]) >= 4
