@@ -230,8 +230,8 @@ def test_a_profile_that_dvc_reads_stands_alone_and_spells_every_section(profile)
 
 @pytest.mark.parametrize("step", STAGES)
 def test_the_dependencies_of_a_stage_are_the_code_it_imports(step):
-    """Package files and the two ubiquitous contracts aside."""
-    shared = {"components/context.py", "model/config.py"}
+    """Package files and what every stage imports aside: the two contracts, and what they ask of the machine."""
+    shared = {"components/context.py", "model/config.py", "model/machine.py"}
     code = [REPOSITORY / dep for dep in STAGES[step]["deps"] if not dep.startswith(("out/", "requirements/"))]
     closure = [
         path
