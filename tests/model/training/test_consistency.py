@@ -131,6 +131,14 @@ def test_half_of_the_images_may_be_drawn_by_tile():
     assert draw_compressed([3, 1], SMALL, "", "mixed").all()
 
 
+def test_every_tile_of_every_image_may_be_drawn():
+    drawn = np.array([draw_compressed([3, 1], (0.25, 0.0625), f"{i}", "tile") for i in range(400)])
+    assert np.all((drawn.mean(0) > 0.4) & (drawn.mean(0) < 0.6))
+    whole = (drawn[:, :3] == drawn[:, :1]).all(1)
+    assert whole.mean() == pytest.approx(1 / 4, abs=0.07), "one image of three tiles in four is of one kind"
+    assert draw_compressed([3, 1], SMALL, "", "tile").all()
+
+
 def test_draws_depend_on_the_place_in_the_step_alone():
     """Neither the micro-batch nor the rank that a row is in changes its compressions."""
     _, processor = start()
