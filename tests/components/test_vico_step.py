@@ -37,7 +37,8 @@ def trained(digits, random_models, tmp_path_factory):
         model=directory / "vico",
         context=StepContext(directory / "state-vico"),
     )
-    config = RouteConfig(training=TRAINING, objective=OBJECTIVE, compared_rows=4, heldout_rows=2, compress_above=0.4)
+    kept = {"compared_rows": 4, "heldout_rows": 2, "compress_above": 0.4, "repeat": {"read": 3.0}}
+    config = RouteConfig(training=TRAINING, objective=OBJECTIVE, **kept)
     second = route(
         config,
         **data,
@@ -84,6 +85,18 @@ def test_route_changes_the_router_alone_and_turns_routing_on(trained, digits):
     assert second.numbers["inked_tokens_kept"] == pytest.approx(np.mean(list(second.values["kept"].values())))
     assert {"heldout_mean", "heldout_mean_full", "measures_agreement"} <= set(second.numbers)
     assert second.numbers["measures_agreement"] == 1, "an image of one tile is a tile"
+
+
+def test_route_reads_a_family_as_often_as_it_is_asked_to(trained, digits, random_models, context, tmp_path):
+    from components.route.step import run
+
+    directory, _, second = trained
+    tasks = [row["task"] for row in open_dataset(digits / "corpus").rows() if row["media"]]
+    assert second.numbers["rows"] == len(tasks) + 2 * tasks.count("read") > len(tasks)
+    config = RouteConfig(training=TRAINING, objective=OBJECTIVE, repeat={"rea": 2.0})
+    data = {"rows": digits / "corpus", "heldout": digits / "heldout", "reference": random_models[0]}
+    with pytest.raises(InputError, match=r"route\.repeat: no rows of the family 'rea'"):
+        run(config, **data, init=directory / "vico", model=tmp_path / "model", context=context)
 
 
 def test_the_measures_are_compared_on_rows_that_the_router_has_not_learned_from():
