@@ -272,9 +272,10 @@ def train_arms(start: Start, seed: int, costs: dict[tuple[str, str], Cost]) -> d
         elif arm == CONTROL:
             budget = max(facts["seconds"] for _, facts in arms.values())
         spent, model, facts, curves = 0.0 if arm == CONTROL else made.seconds, start.model, {}, {}
+        kinds = stages(start, made)
         for name in names:
             steps = made.epoch if name == "mpo" else costs[arm, name].steps(budget - spent)
-            trained = stages(start, made)[name](steps, seed, model)
+            trained = kinds[name](steps, seed, model)
             costs[arm, name] = costs[arm, name].seen(trained.meter)
             model, curves[name] = trained.model, ends(trained.history)
             spent += trained.meter.spent()
@@ -312,7 +313,8 @@ def interval(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
 
 
 def tables(scores: dict[str, np.ndarray], rows: Sequence[Row]) -> dict[str, Any]:
-    """Per arm: scores by family and overall, by seed, and differences to the start and to the control."""
+    """Per arm: scores by family and overall, by seed, and differences to the start and, where there is one, to the
+    control."""
     families = by_family(rows)
     table: dict[str, Any] = {}
     for arm, found in scores.items():
@@ -323,9 +325,10 @@ def tables(scores: dict[str, np.ndarray], rows: Sequence[Row]) -> dict[str, Any]
             "overall": round(float(found.mean()), 4),
             "by_seed": [round(float(one), 4) for one in found.mean(1)],
             "over_start": interval(found, scores[START]),
-            "over_control": interval(found, scores[CONTROL]),
             "families_over_start": {family: interval(part, starts[family]) for family, part in parts.items()},
         }
+        if CONTROL in scores:
+            table[arm]["over_control"] = interval(found, scores[CONTROL])
     return table
 
 

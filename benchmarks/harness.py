@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from model.data.artifact import write_atomic
 from model.data.errors import InputError
-from model.machine import computes_bfloat16
+from model.machine import computes_bfloat16, processor
 
 _Measured = TypeVar("_Measured")
 RESULTS = Path(__file__).parent / "results"
@@ -58,12 +58,8 @@ class Result:
 
 def hardware() -> str:
     """Processor, core count and memory of this machine, and whether it computes in bfloat16."""
-    cpu = platform.processor() or platform.machine()
+    cpu = processor()[0] or platform.processor() or platform.machine()
     gib = 0.0
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = line.split(":", 1)[1].strip()
-            break
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemTotal:"):
             gib = int(line.split()[1]) / (1 << 20)

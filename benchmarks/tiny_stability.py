@@ -10,7 +10,6 @@ rewards, lengths, entropy, clipped shares. ``ratio`` is the mean score after GSP
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,10 +25,11 @@ from benchmarks.cascade import (
     interval,
     make_rollouts,
     score_rows,
+    show,
     stages,
+    tables,
 )
 from benchmarks.harness import Result, result, run
-from components.scoring_table import by_family
 from model.data.errors import InputError
 from pipelines.profile import load_profile
 
@@ -56,9 +56,10 @@ def measure(quick: bool, line: Path = LINE) -> Result:
         with tempfile.TemporaryDirectory() as work:
             start = Start(model, line, profile, Path(work), 0.0)
             made = make_rollouts(start, seed, asked)
-            taught = stages(start, made)["mpo"](steps["mpo"], seed, model)
+            kinds = stages(start, made)
+            taught = kinds["mpo"](steps["mpo"], seed, model)
             scores[AFTER_MPO].append(score_rows(taught.model, rows))
-            reinforced = stages(start, made)["gspo"](steps["gspo"], seed, taught.model)
+            reinforced = kinds["gspo"](steps["gspo"], seed, taught.model)
             scores[AFTER_GSPO].append(score_rows(reinforced.model, rows))
         seconds = {"preferences": made.seconds, "mpo": taught.meter.spent(), "gspo": reinforced.meter.spent()}
         runs.append(
@@ -70,28 +71,12 @@ def measure(quick: bool, line: Path = LINE) -> Result:
             | {arm: interval(found[-1][None], before[None]) for arm, found in scores.items() if arm != START}
         )
         print(f"  seed {seed}: " + ", ".join(f"{arm} {found[-1].mean():.3f}" for arm, found in scores.items()))
-    table = summarise({arm: np.stack(found) for arm, found in scores.items()}, by_family(rows))
+    table = tables({arm: np.stack(found) for arm, found in scores.items()}, rows)
+    show(table)
     details = {"rows": len(rows), "seeds": list(seeds), "steps": steps, "stages": table, "runs": runs}
     ours, peer = table[AFTER_GSPO]["by_seed"], table[START]["by_seed"]
     ratio = table[AFTER_GSPO]["overall"] / max(table[START]["overall"], 1e-9)
     return result("tiny_stability", "mean held-out score", ours, peer, ratio=ratio, aim=AIM, details=details)
-
-
-def summarise(scores: dict[str, np.ndarray], families: dict[str, list[int]]) -> dict[str, Any]:
-    """Of scores [seeds, N] of each arm: overall, by seed and by family, and the paired difference to the start."""
-    table: dict[str, Any] = {}
-    for arm, found in scores.items():
-        table[arm] = {
-            "overall": round(float(found.mean()), 4),
-            "by_seed": [round(float(one), 4) for one in found.mean(1)],
-            "families": {family: round(float(found[:, own].mean()), 4) for family, own in families.items()},
-            "over_start": interval(found, scores[START]),
-        }
-        apart = table[arm]["over_start"]
-        print(
-            f"{arm:<12} {table[arm]['overall']:.3f}  {apart['mean']:+.3f} [{apart['low']:+.3f}, {apart['high']:+.3f}]"
-        )
-    return table
 
 
 def main() -> int:

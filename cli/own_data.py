@@ -28,7 +28,7 @@ def profile_on(directory: Path, name: str | None, settings: list[str] | None) ->
     """The profile that trains on a directory of the user's, and what was found in it.
 
     Args:
-        directory: as in ``data_overrides``.
+        directory: a source (components/collect/importers), or datasets ``train`` and ``heldout`` of our own.
         name: of the profile; one for texts of any kind when None.
         settings: what the user sets, as ``section.key=value``.
 
@@ -38,11 +38,11 @@ def profile_on(directory: Path, name: str | None, settings: list[str] | None) ->
     from pipelines.profile import load_profile, parse_overrides
 
     given = parse_overrides(settings or [])
-    changes, found = data_overrides(directory, given, default_profile=name is None)
-    return without_repeats(load_profile(name or DEFAULT_PROFILE, changes), given), found
+    changes, found = _data_overrides(directory, given, default_profile=name is None)
+    return _without_repeats(load_profile(name or DEFAULT_PROFILE, changes), given), found
 
 
-def data_overrides(directory: Path, given: dict[str, Any], *, default_profile: bool) -> tuple[dict[str, Any], str]:
+def _data_overrides(directory: Path, given: dict[str, Any], *, default_profile: bool) -> tuple[dict[str, Any], str]:
     """Overrides that make a profile train on ``directory``, under those that the user gave; and what was found there.
 
     Args:
@@ -71,7 +71,7 @@ def data_overrides(directory: Path, given: dict[str, Any], *, default_profile: b
     return merge(overrides, given), found
 
 
-def without_repeats(profile: "Profile", given: dict[str, Any]) -> "Profile":
+def _without_repeats(profile: "Profile", given: dict[str, Any]) -> "Profile":
     """The profile without the repeats of question families that are those of its own corpus; the user's stay."""
     changed = {}
     for name in ("vico", "route"):

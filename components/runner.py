@@ -215,7 +215,7 @@ def _run(task: _Task, work: Path, settings: Settings, store: Store) -> None:
         registry=MlflowRegistry(settings.tracking_uri) if task.step in _SEE_REGISTRY else None,
     )
     for name in slow_precisions(task.config):
-        slow = "bfloat16 takes some thirty times as long as float32 on this processor; auto would choose"
+        slow = "bfloat16 takes tens of times as long as float32 on this processor; auto would choose"
         print(f"fovea: {task.step}.{name}: {slow}", file=sys.stderr, flush=True)
     ProgressFile(settings.run_dir, task.step)("starting", 0, 0)
     started = time.time()

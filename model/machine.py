@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 _MULTIPLY_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
-"""As Linux names them, on x86-64 and on arm64. Without one of them a product of bfloat16 matrices takes some thirty
+"""As Linux names them, on x86-64 and on arm64. Without one of them a product of bfloat16 matrices takes tens of
 times as long as in float32."""
 _NVIDIA = Path("/dev/nvidiactl")
 
