@@ -14,7 +14,7 @@ from components import process
 from components.settings import Settings
 from model.data.artifact import write_atomic
 from model.data.errors import InputError
-from model.training.stopping import STOPPED_STATUS, Stopped
+from model.training.stopping import STOPPED_STATUS, Stopped, stop_answered
 
 _FULL_BELOW_BYTES = 1 << 20
 _FULL = ("No space left on device", "Disk quota exceeded", "disk is full")
@@ -54,6 +54,8 @@ def reported(step: str, settings: Settings) -> Iterator[None]:
 
 def _stop(number: int, _frame: FrameType | None) -> None:
     """End at once: whatever is half done is under a temporary name or in the state directory."""
+    if stop_answered():
+        return  # the same request, repeated while this process writes down that it has stopped
     os.write(2, f"fovea: stopped by {signal.Signals(number).name}\n".encode())
     os._exit(128 + number)
 

@@ -20,7 +20,7 @@ from components.runner import parse_config
 from components.torchrun import JOB, RESULT, outcome_file
 from model.data.artifact import write_atomic
 from model.data.errors import InputError
-from model.training.stopping import STOPPED_STATUS, Stopped
+from model.training.stopping import STOPPED_STATUS, Stopped, stop_answered
 
 
 def main(launcher: int, scratch: Path) -> int:
@@ -65,7 +65,9 @@ def _require_devices(step: str) -> None:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    """SIGTERM outside of training: end at once."""
+    """SIGTERM outside of training: end at once, but not while this rank is telling that it has stopped."""
+    if stop_answered():
+        return
     os._exit(128 + number)
 
 

@@ -3,7 +3,8 @@
 Contract: the loop trains under ``with watch():``, asks ``stop_requested()`` after every optimiser step (ranks agree
 first: one of them may see the signal a step before the others), writes a checkpoint and raises ``Stopped``. What takes
 long between two steps (a rollout) asks too, and gives up with ``Interrupted``, which the loop answers likewise. Whoever
-runs the step turns that into exit status 143. Imports no torch.
+runs the step turns that into exit status 143. Whoever asks may ask again and again: once ``stop_answered()`` the process
+is on its way out and has yet to say how it ended, so its own handler must let such a signal pass. Imports no torch.
 """
 
 import signal
@@ -16,6 +17,7 @@ STOPPED_STATUS = 128 + signal.SIGTERM
 """Exit status of a process that ended because it was asked to."""
 
 _requested = threading.Event()
+_answered = threading.Event()
 
 
 class Stopped(Exception):
@@ -32,6 +34,11 @@ class Interrupted(Exception):
 def stop_requested() -> bool:
     """Whether SIGTERM has reached this process since ``watch`` began; False outside of one."""
     return _requested.is_set()
+
+
+def stop_answered() -> bool:
+    """Whether the last ``watch`` ended with ``Stopped``: the request is met, and a repeated one asks for nothing."""
+    return _answered.is_set()
 
 
 def give_up_if_requested() -> None:
@@ -55,16 +62,16 @@ def watch() -> Iterator[None]:
         yield
         return
     _requested.clear()
+    _answered.clear()
     previous = signal.signal(signal.SIGTERM, _note)
-    answered = False
     try:
         yield
     except Stopped:
-        answered = True
+        _answered.set()
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
-        unanswered = stop_requested() and not answered
+        unanswered = stop_requested() and not stop_answered()
         _requested.clear()
         if unanswered:
             signal.raise_signal(signal.SIGTERM)
