@@ -39,10 +39,10 @@ sys.exit(rank.main(os.getppid(), Path(os.environ["FOVEA_RUN_DIR"])))
 
 @pytest.mark.parametrize(("process", "said"), [(STEP, "failure.json"), (RANK, "outcome-0.json")])
 def test_a_process_that_is_asked_again_after_it_stopped_still_says_how_it_ended(tmp_path, process, said):
-    surroundings = {"FOVEA_RUN_DIR": str(tmp_path), "FOVEA_RUNNER_PID": str(os.getpid()), "RANK": "0", "WORLD_SIZE": "1"}
+    surroundings = {"FOVEA_RUN_DIR": str(tmp_path), "FOVEA_RUNNER_PID": str(os.getpid())}
     ended = subprocess.run(
         [sys.executable, "-c", MET_AND_REPEATED + process],
-        env=os.environ | surroundings,
+        env=os.environ | surroundings | {"RANK": "0", "WORLD_SIZE": "1"},
         capture_output=True,
         text=True,
         timeout=120,

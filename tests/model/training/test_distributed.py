@@ -11,13 +11,13 @@ from model.data.errors import InputError
 from model.training.config import TrainingConfig, ZeroConfig
 from model.training.loop import supervised_stage, train
 from tests.model.training import train_on_ranks
-from tests.model.training.two_ranks import run_two_ranks
+from tests.model.training.two_ranks import limited, run_two_ranks
 from tests.tiny import random_model
 
 
 def on_ranks(test):
     """Two processes for a minute: after the quick tests, once, in one worker."""
-    return pytest.mark.slow(pytest.mark.xdist_group("ranks")(test))
+    return pytest.mark.slow(limited(pytest.mark.xdist_group("ranks")(test)))
 
 
 @pytest.fixture(scope="module")

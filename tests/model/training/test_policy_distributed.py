@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.model.training import policy_on_ranks
-from tests.model.training.two_ranks import run_two_ranks
+from tests.model.training.two_ranks import limited, run_two_ranks
 
 EXACT = [name for name in policy_on_ranks.CASES if not name.endswith("half")]
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = [pytest.mark.slow, limited, pytest.mark.xdist_group("ranks")]
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.model.training import prefer_on_ranks
-from tests.model.training.two_ranks import run_two_ranks
+from tests.model.training.two_ranks import limited, run_two_ranks
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("preferences_on_ranks")]
+pytestmark = [pytest.mark.slow, limited, pytest.mark.xdist_group("preferences_on_ranks")]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from model.training.reader import sample_of_row
 from model.training.routing import draw_intervention, measure_ratios, router_batch, routing_stage
 from tests.model.training import flash_on_ranks
 from tests.model.training.flash_on_ranks import BASE, moved, rows, start, stopped_and_resumed
-from tests.model.training.two_ranks import run_two_ranks
+from tests.model.training.two_ranks import limited, run_two_ranks
 from tests.tiny import TILE, question_row
 
 FLOOR = 1e-3
@@ -189,6 +189,7 @@ def two_ranks(tmp_path_factory):
 
 
 @pytest.mark.slow
+@limited
 @pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("name", flash_on_ranks.CASES)
 def test_two_ranks_give_the_losses_the_labels_and_the_weights_of_one_process(two_ranks, name, tmp_path):
