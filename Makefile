@@ -43,7 +43,7 @@ if [ .venv/.$(1) -nt requirements/$(1).txt ] && [ .venv/.$(1) -nt pyproject.toml
 [ -x $(UV) ] || { $(PYTHON) -m venv .venv/uv && .venv/uv/bin/python -m pip install -q uv==$(UV_VERSION); }; \
 export VIRTUAL_ENV=.venv; \
 rm -f .venv/.line .venv/.test; \
-$(UV) pip sync requirements/$(1).txt; \
+$(UV) pip sync --compile-bytecode requirements/$(1).txt; \
 $(UV) pip install -q --no-deps -e .; \
 touch .venv/.line .venv/.$(1)
 endef

@@ -33,7 +33,7 @@ def test_every_fovea_command_of_the_readme_is_run():
 
 @pytest.mark.slow
 @pytest.mark.line
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.xdist_group("line")
 def test_the_readmes_commands_run_as_written(micro_line):
     script = "".join(marked_blocks(README.read_text()))

@@ -14,7 +14,7 @@ from model.data.artifact import file_sha256, payload_sha256
 from pipelines.profile import load_profile
 from tests.repository_copy import RepositoryCopy, processes_with
 
-pytestmark = [pytest.mark.line, pytest.mark.timeout(900), pytest.mark.xdist_group("line")]
+pytestmark = [pytest.mark.line, pytest.mark.timeout(1800), pytest.mark.xdist_group("line")]
 STEPS = list(load_profile("micro").line)
 STORED = STEPS[: STEPS.index("gate")]
 
