@@ -3,8 +3,9 @@
 Contract: the loop trains under ``with watch():``, asks ``stop_requested()`` after every optimiser step (ranks agree
 first: one of them may see the signal a step before the others), writes a checkpoint and raises ``Stopped``. What takes
 long between two steps (a rollout) asks too, and gives up with ``Interrupted``, which the loop answers likewise. Whoever
-runs the step turns that into exit status 143. Whoever asks may ask again and again: once ``stop_answered()`` the process
-is on its way out and has yet to say how it ended, so its own handler must let such a signal pass. Imports no torch.
+runs the step turns that into exit status 143. The request may come again and again: once ``stop_answered()`` the
+process is on its way out and has yet to say how it ended, and its own handler must let the signal pass. Imports no
+torch.
 """
 
 import signal
