@@ -5,7 +5,8 @@ other rows, so that half of the tokens are left there; and, at the router's numb
 image size that gives at least as many tokens (whose tiles the tower was not trained on: it interpolates its
 positions), and everything compressed (at its own, smaller number). Tokens of blank tiles do not count, neither as kept
 nor as removed. Retention is a score over the score in full; its intervals are bootstrapped over pairs of scores of a
-row, as are those of the router's lead over random tiles and over everything compressed.
+row, as are those of the router's lead over random tiles and over everything compressed. ``families_capped`` counts no
+family for more than its score in full.
 
 Learning to answer from compressed tiles also moves the answers to full ones. So the model that ``vico`` started from
 answers too (``before``), and every policy says what it retains of that model's score (``of_before``): this is what
@@ -304,7 +305,8 @@ def retrain(profile: Profile, line: Path, start: Path, work: Path, seed: int) ->
     section = longer("vico", **RATES).model_copy(update=mixture)
     vico(section, **data, transcriptions=transcriptions, init=start, model=taught, context=context)
     context = StepContext(state_dir=work / "state" / "route")
-    section = longer("route").model_copy(update={"compared_rows": 0, "calibration": None, "compress_above": 0.5})
+    changes = {"compared_rows": 0, "calibration": None, "compress_above": 0.5, "repeat": {}}
+    section = longer("route").model_copy(update=changes)
     route(section, **data, init=taught, reference=start, model=routed, context=context)
     return routed
 
@@ -321,6 +323,9 @@ def summarise(found: Any, rows: Sequence[Row]) -> dict[str, Any]:
             | retention(scores[indices], full[indices])
             for family, indices in families.items()
         }
+    # A family that consistency training harmed in full scores more when it is routed, and would pay for others' losses.
+    least = [min(found["router"][0][indices].sum(), full[indices].sum()) for indices in families.values()]
+    table["router"]["families_capped"] = round(float(sum(least) / max(full.sum(), 1e-9)), 4)
     for name in ("random", "compress everything"):
         table["router"][f"over {name}"] = lead(found["router"][0], found[name][0])
     return table

@@ -23,13 +23,18 @@ class Endpoint:
         critic: chooses among several answers.
 
     Raises:
-        InputError: several answers are wanted of an endpoint that would give the same one each time.
+        InputError: several answers are wanted of an endpoint that would give the same one each time, or the critic that
+            is to choose cannot be opened.
     """
 
     def __init__(self, url: str, model: str | None, *, greedy: bool, candidates: int, critic: Path | None) -> None:
         if greedy and candidates > 1:
             raise InputError("--best-of: the servers of `fovea serve` decode greedily; name the model's directory")
-        self._url, self._model, self._greedy, self._critic = url.rstrip("/"), model, greedy, critic
+        self._url, self._model, self._greedy, self._critic = url.rstrip("/"), model, greedy, None
+        if candidates > 1:  # before anything is asked: it may not open
+            from cli.chat_model import open_critic
+
+            self._critic = open_critic(critic, candidates)
 
     def answer(self, conversation: Conversation, question: str, manner: Manner) -> str:
         """See ``Answerer``. A single answer is printed as it comes."""
@@ -47,10 +52,10 @@ class Endpoint:
                 client.chat.completions.create(**request | {"seed": manner.seed + number}).choices[0].message.content
                 for number in range(manner.candidates)
             ]
-        from cli.chat_model import choose, open_critic
+        from cli.chat_model import choose
 
         row = conversation.row(question, alone=True)
-        chosen = choose(open_critic(self._critic, manner.candidates), row, [answer or "" for answer in answers])
+        chosen = choose(self._critic, row, [answer or "" for answer in answers])
         print(chosen, end="", flush=True)
         return chosen
 

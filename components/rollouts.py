@@ -25,6 +25,8 @@ _GROUP_QUERIES = 256
 _WRITER = {"version": "2.6", "compression": "zstd", "compression_level": 3, "data_page_version": "1.0"}
 
 Outcome = Literal["right", "wrong", "malformed", "failed", "continued"]
+UNJUDGED = ("failed", "continued")
+"""Outcomes that say nothing of an answer."""
 _ANSWER = pa.struct(
     [
         pa.field("text", pa.string(), nullable=False),
@@ -70,7 +72,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class QueryRollouts:
-    """The answers to one query; ``accuracy`` is the share of right ones among all, None where nothing judges them."""
+    """The answers to one query; ``accuracy`` is the share of right ones among those judged, None where none was."""
 
     id: str
     task: str
@@ -78,8 +80,8 @@ class QueryRollouts:
 
     @property
     def accuracy(self) -> float | None:
-        judged = [answer for answer in self.answers if answer.outcome != "continued"]
-        return sum(answer.outcome == "right" for answer in judged) / len(judged) if judged else None
+        judged = sum(answer.outcome not in UNJUDGED for answer in self.answers)
+        return self.count("right") / judged if judged else None
 
     def count(self, outcome: Outcome) -> int:
         """Answers with this outcome."""

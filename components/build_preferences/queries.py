@@ -76,7 +76,7 @@ def why_unasked(row: Row, config: BuildPreferencesConfig, processor: Processor, 
     Raises:
         InputError: a medium of the row cannot be used.
     """
-    begun = ""
+    begun, limits = "", f"max_tokens {config.max_tokens}, max_new_tokens {config.max_new_tokens}, context {context}"
     if row["task"] in config.open_tasks:
         if config.dropout_start_ratio is None:
             return "no ground truth, and dropout_start_ratio is not set"
@@ -84,14 +84,23 @@ def why_unasked(row: Row, config: BuildPreferencesConfig, processor: Processor, 
             return "no ground truth, and no image that could be left out"
         if not (begun := beginning(row["messages"][-1]["content"], config.dropout_start_ratio)):
             return "no ground truth, and an answer of one word"
+        # Pairs are learned with the image that the continuation goes without.
+        pair = max(
+            processor.measure(row).tokens, processor.measure(answered(row, begun)).tokens + config.max_new_tokens
+        )
+        if pair > min(config.max_tokens, context):
+            return f"a pair of it may have {pair} tokens ({limits})"
         row = without_media(row)
     # The end of turn that is measured too stands for the one token that an answer needs.
-    question = row | {"messages": [*row["messages"][:-1], {"role": "assistant", "content": begun}]}
-    tokens = processor.measure(question).tokens
+    tokens = processor.measure(answered(row, begun)).tokens
     if tokens + config.max_new_tokens > config.max_tokens or tokens >= context:
-        limits = f"max_tokens {config.max_tokens}, max_new_tokens {config.max_new_tokens}, context {context}"
         return f"its prompt of about {tokens} tokens leaves no room for an answer ({limits})"
     return None
+
+
+def answered(row: Row, answer: str) -> Row:
+    """The same conversation with ``answer`` in the place of the row's own."""
+    return row | {"messages": [*row["messages"][:-1], {"role": "assistant", "content": answer}]}
 
 
 def beginning(answer: str, ratio: float) -> str:

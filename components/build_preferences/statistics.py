@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from components.build_preferences.pairing import Pair
 from components.build_preferences.sampling import Sampled
 from components.rollout_page import Example, Histogram, Page, accuracy_bins, doubling_bins, example
-from components.rollouts import QueryRollouts
+from components.rollouts import UNJUDGED, QueryRollouts
 
 _PER_FAMILY, _EXAMPLES = 3, 36
 _COLUMNS = ("queries", "accuracy", "right", "wrong", "malformed", "failed", "cut", "mean tokens", "pairs")
@@ -23,7 +23,7 @@ class _Family:
 
     def cells(self) -> list[str]:
         """In the order of the columns."""
-        judged = sum(count for outcome, count in self.outcomes.items() if outcome != "continued")
+        judged = sum(count for outcome, count in self.outcomes.items() if outcome not in UNJUDGED)
         accuracy = f"{100 * self.outcomes['right'] / judged:.1f} %" if judged else "not judged"
         counts = [self.outcomes[name] for name in ("right", "wrong", "malformed", "failed")]
         mean = self.tokens / max(1, self.outcomes.total())

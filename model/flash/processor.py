@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from model.data.chat import Segment, Template, detect_template, end_of_turn, render_chat
 from model.data.errors import InputError
-from model.data.schema import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START, Row
+from model.data.schema import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START, RESERVED, Row
 from model.families.interface import Sample, Size
 from model.flash.compression import compress_sample
 from model.flash.frames import decode_media, expand_videos, media_sizes
@@ -64,7 +64,14 @@ class FlashProcessor:
         return detect_template(self.tokenizer)
 
     def render(self, messages: Sequence[dict[str, str]], *, generate: bool = False) -> list[Segment]:
-        """Messages as segments of the model's own chat template."""
+        """Messages as segments of the model's own chat template.
+
+        Raises:
+            InputError: a message holds a word that would forge a turn or an image.
+        """
+        for message in messages:
+            if found := next((word for word in RESERVED if word in message["content"]), None):
+                raise InputError(f"a message holds the reserved word {found}")
         return render_chat(messages, self.system_prompt, generate=generate, template=self.template)
 
     def special_id(self, token: str) -> int:
@@ -164,7 +171,8 @@ class FlashProcessor:
         ``features`` are the rows of each image in order.
 
         Raises:
-            InputError: the number of ``<image>`` placeholders differs from the number of images.
+            InputError: a message holds a reserved word, or the number of ``<image>`` placeholders differs from the
+                number of images.
         """
         segments = self.render(messages, generate=True)
         input_ids, trained = self.tokenize(segments, [len(rows) for rows in features])

@@ -7,10 +7,11 @@ engine divides, so that a checkpoint of one engine, or of another number of proc
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import NamedTuple, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
@@ -18,6 +19,10 @@ from model.data.errors import InputError
 from model.families.interface import Network
 from model.training.batches import Batch
 from model.training.config import TrainingConfig
+
+LONGEST_WAIT = timedelta(days=1)
+"""How long ranks wait for the slowest: where answers are sampled, one may be hours behind another, and the backends'
+own limits are minutes. A rank that dies is no case for it: torchrun ends the others."""
 
 # (network, batch, denominator) to the micro-batch's share of the step's loss.
 LossFunction = Callable[[Network, Batch, float], Tensor]
@@ -139,7 +144,9 @@ class PlainEngine:
         precision = "bf16" if config.precision == "bfloat16" else "no"
         # accelerate keeps the first precision of a process for good; stages of one process may differ in it.
         AcceleratorState._reset_state()
-        self._accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+        patience = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+        on_cpu = not torch.cuda.is_available()
+        self._accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[patience])
         self.device = self._accelerator.device
         self.rank, self.ranks = self._accelerator.process_index, self._accelerator.num_processes
         self._clip = config.grad_clip

@@ -61,9 +61,15 @@ class MeasuredTiles:
         if many.any():
             found["measures_agreement_many"] = float((by_image == by_tile)[many].mean())
         if np.ptp(self.image) > 0 and np.ptp(self.tile) > 0:
-            ranks = [np.unique(ratios, return_inverse=True)[1] for ratios in (self.image, self.tile)]
+            ranks = [mean_ranks(ratios) for ratios in (self.image, self.tile)]
             found["measures_correlation"] = float(np.corrcoef(ranks)[0, 1])
         return found
+
+
+def mean_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks [N] of ``values`` [N] from 0; equal ones share the mean of the ranks that they take (Spearman's)."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[places]
 
 
 def measure_tiles(

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from model.families.interface import Network
 from model.training.batches import Batch
 from model.training.config import TrainingConfig
-from model.training.engine import Evaluation, LossFunction, LossModule, Slot, make_optimizer, reduce_values
+from model.training.engine import (
+    LONGEST_WAIT,
+    Evaluation,
+    LossFunction,
+    LossModule,
+    Slot,
+    make_optimizer,
+    reduce_values,
+)
 
 if not torch.cuda.is_available():
     # It looks for its accelerator on import.
@@ -72,7 +80,7 @@ class ZeroEngine:
         # On a CPU it would compile a collective of its own on first use; gloo needs no compiler on the machine.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if not torch.distributed.is_initialized():
-            deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
+            deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
         self.rank, self.ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._network = network
         self._trained = {name: p for name, p in network.named_parameters() if p.requires_grad}

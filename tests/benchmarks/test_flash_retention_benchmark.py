@@ -82,6 +82,16 @@ def test_the_table_says_what_is_kept_of_the_model_before_and_what_the_lead_is_wo
     flash_retention.show(table)
 
 
+def test_a_family_that_scores_more_when_it_is_routed_does_not_pay_for_another(measured, asked):
+    rows = [row | {"task": "harmed" if index < 3 else "lost"} for index, row in enumerate(asked[6:])]
+    shares = {"harmed": 1.0, "lost": 1.0}
+    found = {name: (np.ones(6), kept, shares) for name, (_, kept, _) in measured.items()}
+    found["full"] = (np.array([0.0, 1, 1, 1, 1, 1]), 1.0, shares)
+    found["router"] = (np.array([1.0, 1, 1, 1, 1, 0]), 1.0, shares)
+    routed = flash_retention.summarise(found, rows)["router"]
+    assert (routed["retained"], routed["families_capped"]) == (1.0, 0.8)
+
+
 def test_a_tile_is_blank_where_the_line_calls_it_blank():
     image = picture(np.random.default_rng(0), 3, 1)
     image.paste("white", (0, 0, TILE, TILE))

@@ -99,6 +99,13 @@ def test_the_best_of_several_of_an_endpoint_is_chosen_here(url, tmp_path, monkey
     assert done.stderr == "fovea: answer 2 of 3: 0.900 (the mean over 1 steps)\n"
 
 
+def test_a_critic_that_does_not_open_is_found_before_anything_is_asked(url, tmp_path):
+    options = ["--url", url, "--best-of", "3", "--critic", str(tmp_path / "nowhere")]
+    done = CliRunner().invoke(app, ["chat", "How many?", *options])
+    assert done.exit_code == 2 and "nowhere" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert Recorder.asked == []
+
+
 def test_an_endpoint_without_models_is_named(url, monkeypatch):
     monkeypatch.setattr(Recorder, "models", [])
     done = CliRunner().invoke(app, ["chat", "How many?", "--url", url])

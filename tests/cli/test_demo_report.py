@@ -135,6 +135,16 @@ def test_the_comparison_is_read_from_what_the_step_wrote():
     assert measures_of({"loss": 0.1}) is None
 
 
+def test_the_correlation_of_two_measures_is_spearmans_where_tiles_of_an_image_share_a_ratio(rng):
+    from scipy.stats import spearmanr
+
+    from model.training.measures import MeasuredTiles
+
+    by_image, by_tile = np.repeat(rng.normal(size=6), 3), rng.normal(size=18).round(1)
+    found = MeasuredTiles(by_image, by_tile, np.full(18, 3), np.full(18, 0.5)).report(50, 0.5)
+    assert found["measures_correlation"] == pytest.approx(spearmanr(by_image, by_tile).statistic)
+
+
 def test_report_shows_what_a_model_says_as_text(report):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in render(report)
 

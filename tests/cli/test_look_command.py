@@ -56,6 +56,14 @@ def test_what_cannot_be_drawn_is_said_in_one_line(page, arguments, words):
     assert words in result.stderr and len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("word", ["<IMG_CONTEXT>", "<|im_end|>"])
+def test_a_question_that_would_forge_an_image_or_a_turn_is_refused(page, flash_directory, word):
+    result = CliRunner().invoke(app, ["look", str(page), "--model", str(flash_directory), "-q", f"what {word}"])
+    assert result.exit_code != 0
+    assert f"a message holds the reserved word {word}" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("name", ["x" * 300 + ".png", "/proc/x.png", "locked/x.png", "page.jpg/x.png"])
 def test_a_picture_that_cannot_be_written_is_said_in_one_line(page, flash_directory, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

@@ -208,11 +208,14 @@ def test_rows_that_cannot_be_asked_are_rejects_and_bad_scorers_stop_the_step(wor
     long = question_row("long", [], "7", "7" * 600) | {"scorer": scorer("numeric")}
     own = question_row("own", [], "7") | {"answers": ["seven"], "scorer": scorer("multiple_choice", letters="AB")}
     blind = question_row("blind", [], "7 8 7", task="caption")
-    rows = save_questions(tmp_path / "rows", [*world[2][:9], long, blind])
+    seen = next(row for row in world[2] if row["task"] == "caption")
+    wordy = seen | {"id": "wordy", "messages": [*seen["messages"][:-1], {"role": "assistant", "content": "7 8 " * 130}]}
+    rows = save_questions(tmp_path / "rows", [*world[2][:9], long, blind, wordy])
     pairs, _, _ = build(world, tmp_path, rows=rows)
     rejects = {reject["id"]: reject["reason"] for reject in open_dataset(pairs).rejects()}
     assert "leaves no room for an answer (max_tokens 512" in rejects["long"]
     assert "no image that could be left out" in rejects["blind"]
+    assert rejects["wordy"].startswith("a pair of it may have "), "its image and whole answer are learned from too"
     with pytest.raises(InputError, match="row 'own': multiple_choice: the reference 'seven'"):
         build(world, tmp_path / "again", rows=save_questions(tmp_path / "bad", [*world[2][:3], own]))
 

@@ -18,6 +18,12 @@ def rollouts_of(row_id, right, count=10, outcome="wrong"):
     return QueryRollouts(row_id, "read", tuple(answers))
 
 
+def test_an_answer_that_was_not_judged_is_neither_right_nor_wrong():
+    assert rollouts_of("row", 2, 8, "failed").accuracy == 1
+    assert rollouts_of("row", 0, 8, "failed").accuracy is None
+    assert rollouts_of("row", 2, 8).accuracy == 0.25
+
+
 @pytest.fixture
 def world(tmp_path):
     """Rows answered rightly 0, 1, ... 10 times of ten, one never sampled, one that nothing judges."""

@@ -187,6 +187,13 @@ def test_a_model_that_does_not_fit_beside_its_training_answers_through_a_server(
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
+def test_answers_are_sampled_together_even_where_all_of_them_are_as_long_as_they_may_be(name):
+    rollout = load_profile(name).gspo.rollout
+    longest = rollout.max_prompt_tokens + rollout.max_new_tokens
+    assert rollout.server is not None or rollout.cache_tokens >= 4 * longest
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_answers_of_a_group_share_their_forward_passes_as_far_as_the_longest_fit(name):
     """What the layers keep of every token with activation checkpointing, and no pass over the end of a group."""
     profile = load_profile(name)

@@ -14,11 +14,12 @@ from model.training import rollout as rollouts
 from model.training.engine import world
 from model.training.stopping import Stopped
 from tests.model.training.policy_runs import even_share, queries, rollout, run, training
+from tests.model.training.two_ranks import note_patience
 from tests.tiny import byte_tokenizer, tiny_config
 
 CASES = {
+    "zero2": {"zero": {"stage": 2}},  # first: here DeepSpeed joins the ranks, in the other modules accelerate does
     "copies": {},
-    "zero2": {"zero": {"stage": 2}},
     "zero3": {"zero": {"stage": 3}},
     "zero3 half": {"zero": {"stage": 3}, "precision": "bfloat16"},
 }
@@ -104,6 +105,7 @@ def main(out: Path) -> None:
             save_file({n: p.detach().contiguous() for n, p in network.named_parameters()}, out / f"{name}.safetensors")
     if world()[0] == 0:
         (out / "found.json").write_text(json.dumps(found))
+        note_patience(out)
 
 
 if __name__ == "__main__":

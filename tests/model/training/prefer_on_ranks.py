@@ -18,6 +18,7 @@ from model.training.engine import world
 from model.training.loop import train
 from model.training.preferences import preference_stage
 from model.training.references import ReferenceCache, ReferenceCopy
+from tests.model.training.two_ranks import note_patience
 from tests.tiny import byte_tokenizer, picture, question_row, random_model
 from tests.tiny_qwen import GENERATIONS, mixed_row, save_stock
 
@@ -112,6 +113,7 @@ def main(out):
             save_file({n: p.detach().contiguous() for n, p in network.named_parameters()}, out / f"{name}.safetensors")
     if world()[0] == 0:
         (out / "histories.json").write_text(json.dumps(histories))
+        note_patience(out)
 
 
 if __name__ == "__main__":

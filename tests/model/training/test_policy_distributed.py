@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from model.training.engine import LONGEST_WAIT
 from tests.model.training import policy_on_ranks
 from tests.model.training.two_ranks import limited, run_two_ranks
 
@@ -64,3 +65,7 @@ def test_half_precision_learns_too(found):
     """Its weights are rounded, and so are its answers: only what does not depend on them is the same."""
     for record in found["zero3 half"]["history"]:
         assert record["mismatch"] < 0.1 if record["learning"] else record["grad_norm"] == 0
+
+
+def test_a_rank_waits_for_one_that_samples_for_hours(two_ranks):
+    assert float((two_ranks / "patience").read_text()) == LONGEST_WAIT.total_seconds() > 4 * 3600

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from model.training.engine import LONGEST_WAIT
 from tests.model.training import prefer_on_ranks
 from tests.model.training.two_ranks import limited, run_two_ranks
 
@@ -49,3 +50,7 @@ def test_half_precision_weights_are_their_own_reference(histories):
     first, *_, last = histories["zero3 half"]["history"]
     assert first["preference"] == pytest.approx(math.log(2), abs=2e-3)
     assert last["margin"] > 0.1
+
+
+def test_a_rank_waits_for_one_that_samples_for_hours(two_ranks):
+    assert float((two_ranks / "patience").read_text()) == LONGEST_WAIT.total_seconds() > 4 * 3600

@@ -36,3 +36,11 @@ def run_two_ranks(module: str, out: Path) -> Path:
         stop_group(process, 15)  # torchrun is asked first: its ranks are in groups of their own
     assert process.returncode == 0, output[-4000:]
     return out
+
+
+def note_patience(out: Path) -> None:
+    """Leave the seconds that a collective operation of this rank waits for the others in the file ``patience``."""
+    import torch.distributed
+
+    joined = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+    (out / "patience").write_text(str(joined.options._timeout.total_seconds()))
