@@ -30,6 +30,7 @@ from model.training.policy_rollouts import Progress, RewardFunction, Rollouts
 from model.training.policy_store import RolloutStore
 from model.training.reader import EpochOrder, Reading
 from model.training.rollout import RolloutEngine
+from model.training.stopping import Interrupted
 from model.training.trees import Tree, TreeBatch, tree_batch
 from model.training.whole_weights import whole_weights
 
@@ -193,9 +194,14 @@ class RolloutSource:
         half = self.training.precision == "bfloat16" and self.training.zero is None
         precision = torch.autocast(self._trainer.device.type, torch.bfloat16, enabled=half)
         with torch.no_grad(), whole_weights(self.network), precision, _full_resolution(self.network):
+            given_up = False
             if self.rank == 0:  # a server is told once
-                self.engine.refresh(self.network)
-            self._rollouts.from_first(None)
+                try:
+                    self.engine.refresh(self.network)
+                except Interrupted:
+                    given_up = True  # by all processes together: the others wait here
+            if self._rollouts.from_first(given_up):
+                raise Interrupted
             yield
 
     def _step_slots(self, part: int) -> range:

@@ -11,9 +11,10 @@ import socket
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
 import httpx
@@ -24,7 +25,9 @@ from model.families.interface import Network, Processor
 from model.training.rollout import Query, Response, prefix_ids
 from model.training.sampling import Sampling, answer_text, sampleable_ids
 from model.training.stopping import give_up_if_requested
+from model.training.weight_transfer import apart
 
+_T = TypeVar("_T")
 _MOST_REPLY_BYTES = 1 << 30
 _ASKED_EVERY_S = 0.2
 """How often somebody who waits for answers looks whether the run is to stop."""
@@ -159,7 +162,17 @@ class VllmSampler:
 
         Raises:
             InputError: the server cannot be reached or refuses them.
+            Interrupted: the process was asked to stop while it trains. The server may stay paused, until the next
+                refresh.
         """
+        refreshed = apart(partial(self._refresh, network), network.device)
+        try:
+            _awaited(refreshed)
+        except BaseException:
+            self.server.give_up()
+            raise
+
+    def _refresh(self, network: Network) -> None:
         self.server.post("/pause", mode="wait")
         try:
             self.transfer.send(network, self.server)
@@ -242,10 +255,10 @@ class VllmSampler:
         return Response(ids, values, text, reason)
 
 
-def _awaited(group: "Future[list[Response]]") -> list[Response]:
-    while not wait([group], _ASKED_EVERY_S).done:
+def _awaited(future: "Future[_T]") -> _T:
+    while not wait([future], _ASKED_EVERY_S).done:
         give_up_if_requested()
-    return group.result()
+    return future.result()
 
 
 def request_seed(seed: int, query: Query) -> int:

@@ -7,9 +7,13 @@ the server's workers, and broadcasts one parameter after the other.
 
 import base64
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from model.training.vllm_rollout import VllmServer
 
 _REFUSED_WITHIN_S = 0.5
+_T = TypeVar("_T")
 
 
 class DirectoryTransfer:
@@ -55,42 +60,69 @@ class NcclTransfer:
 
     def send(self, network: Network, server: "VllmServer") -> None:
         """See ``WeightTransfer``."""
-        with ThreadPoolExecutor(1, thread_name_prefix="vllm") as pool:
-            if self._group is None:
-                self._group = self._join(server, network.device, pool)
-            weights = checkpoint_tensors(network)
-            server.post("/start_weight_update")
-            # The server answers when it has everything, so it is asked beside the broadcast.
-            told = pool.submit(server.post, "/update_weights", {"update_info": update_info(weights)})
-            _not_refused(told)
-            for tensor in weights.values():
-                torch.cuda.nccl.broadcast([tensor], root=0, comms=[self._group])
-            told.result()
-            server.post("/finish_weight_update", {})
+        if self._group is None:
+            self._group = self._join(server, network.device)
+        weights, group = checkpoint_tensors(network), self._group
 
-    def _join(self, server: "VllmServer", device: torch.device, pool: ThreadPoolExecutor) -> object:
+        def broadcast() -> None:
+            for tensor in weights.values():
+                torch.cuda.nccl.broadcast([tensor], root=0, comms=[group])
+
+        server.post("/start_weight_update")
+        # The server answers when it has everything, so it is asked beside the broadcast.
+        told = apart(partial(server.post, "/update_weights", {"update_info": update_info(weights)}), network.device)
+        _with_workers(told, broadcast, network.device)
+        server.post("/finish_weight_update", {})
+
+    def _join(self, server: "VllmServer", device: torch.device) -> object:
         from torch.cuda import nccl
 
         workers = int(server.get("/get_world_size")["world_size"])
         unique_id = nccl.unique_id()
-        told = pool.submit(server.post, "/init_weight_transfer_engine", {"init_info": init_info(unique_id, workers)})
-        _not_refused(told)
-        group = nccl.init_rank(workers + 1, unique_id, 0)
-        one = torch.zeros(1, device=device)
-        nccl.all_reduce([one], comms=[group])
-        told.result()
-        return group
+
+        def join() -> object:
+            group = nccl.init_rank(workers + 1, unique_id, 0)
+            nccl.all_reduce([torch.zeros(1, device=device)], comms=[group])
+            return group
+
+        wanted = {"init_info": init_info(unique_id, workers)}
+        return _with_workers(apart(partial(server.post, "/init_weight_transfer_engine", wanted), device), join, device)
 
 
-def _not_refused(told: "Future[object]") -> None:
-    """A server that takes part answers at the end. One that refuses answers at once, and a collective operation with
-    its workers would wait for ever.
+def apart(work: Callable[[], _T], device: torch.device) -> "Future[_T]":
+    """What comes of ``work`` in a thread of its own, without gradients, on ``device``. It may wait for ever: the thread
+    does not keep the process."""
+    found: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                found.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it goes to who waits
+            found.set_exception(error)
+
+    Thread(target=run, name="weights", daemon=True).start()
+    return found
+
+
+def _with_workers(told: "Future[Any]", collective: Callable[[], _T], device: torch.device) -> _T:
+    """What comes of a collective operation with the server's workers, when the server has answered too.
+
+    A server that takes part answers at the end. One that refuses does so at once or later; the operation, which would
+    wait for its workers for ever, is then not begun or left behind.
 
     Raises:
         InputError: it refuses.
     """
     if wait([told], _REFUSED_WITHIN_S).done:
         told.result()
+    running = apart(collective, device)
+    wait([running, told], return_when=FIRST_COMPLETED)
+    if told.done():
+        told.result()
+    found = running.result()
+    told.result()
+    return found
 
 
 def init_info(unique_id: bytes, workers: int) -> dict[str, object]:

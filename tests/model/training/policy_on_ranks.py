@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from model.flash.build import build_model
 from model.training import rollout as rollouts
 from model.training.engine import world
-from model.training.stopping import Stopped
+from model.training.stopping import Interrupted, Stopped
 from tests.model.training.policy_runs import even_share, queries, rollout, run, training
 from tests.model.training.two_ranks import note_patience
 from tests.tiny import byte_tokenizer, tiny_config
@@ -81,6 +81,23 @@ def learn_asked_to_stop(changes: dict, state_dir: Path) -> str:
     return "did not stop"
 
 
+def learn_without_new_weights(changes: dict, state_dir: Path) -> str:
+    """The first rank, which alone brings the weights to the sampler, gives up; what this rank says then."""
+    refresh = rollouts.NetworkSampler.refresh
+
+    def giving_up(*_given):
+        raise Interrupted
+
+    rollouts.NetworkSampler.refresh = giving_up
+    try:
+        learn(changes, state_dir)
+    except Stopped as stopped:
+        return str(stopped)
+    finally:
+        rollouts.NetworkSampler.refresh = refresh
+    return "did not stop"
+
+
 def main(out: Path) -> None:
     """Run every case whole, stopped in the middle of an iteration, and asked to stop in a rollout; rank 0 notes it."""
     found = {}
@@ -101,6 +118,7 @@ def main(out: Path) -> None:
             found[name]["said"] = learn_asked_to_stop(changes, out / "asked" / name)
             _, resumed, counted = learn(changes, out / "asked" / name)
             found[name]["after_request"] = [resumed.history, memory.state() == counted.state()]
+            found[name]["without_weights"] = learn_without_new_weights(changes, out / "without" / name)
         if world()[0] == 0:
             save_file({n: p.detach().contiguous() for n, p in network.named_parameters()}, out / f"{name}.safetensors")
     if world()[0] == 0:

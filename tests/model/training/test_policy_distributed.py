@@ -69,3 +69,8 @@ def test_half_precision_learns_too(found):
 
 def test_a_rank_waits_for_one_that_samples_for_hours(two_ranks):
     assert float((two_ranks / "patience").read_text()) == LONGEST_WAIT.total_seconds() > 4 * 3600
+
+
+@pytest.mark.parametrize("name", policy_on_ranks.ASKED_TO_STOP)
+def test_ranks_of_which_the_first_gave_up_sending_weights_stop_together(found, name):
+    assert found[name]["without_weights"].startswith("gspo stopped before step 1 of 6")

@@ -141,14 +141,18 @@ def silent():
         server.shutdown()
 
 
-def seconds_of_sampling(engine, queries, expected, number=None):
-    """How long it takes to fail; after half a second this process gets the signal ``number``."""
+def seconds_of(work, expected, number=None):
+    """How long ``work`` takes to fail; after half a second this process gets the signal ``number``."""
     started = time.monotonic()
     with pytest.raises(expected):
         if number is not None:
             Timer(0.5, os.kill, (os.getpid(), number)).start()
-        engine.sample(queries, 2, Sampling(), 0)
+        work()
     return time.monotonic() - started
+
+
+def seconds_of_sampling(engine, queries, expected, number=None):
+    return seconds_of(lambda: engine.sample(queries, 2, Sampling(), 0), expected, number)
 
 
 QUERIES = [Query(question_row(f"r{number}", [], "a")) for number in range(4)]
@@ -173,26 +177,60 @@ def test_an_interrupt_or_a_row_that_fails_does_not_wait_for_a_server(tiny_model,
     assert seconds_of_sampling(engine, [broken, *QUERIES], InputError) < 5
 
 
+@pytest.mark.timeout(30)
+def test_sigterm_while_weights_are_sent_does_not_wait_for_a_server(tiny_model, silent):
+    engine = VllmSampler(silent[0], tiny_model[1], 300, 2048, None, model="m")
+    with pytest.raises(Stopped), watch():
+        assert seconds_of(lambda: engine.refresh(tiny_model[0]), Interrupted, signal.SIGTERM) < 5
+        raise Stopped
+
+
+@pytest.mark.timeout(30)
+def test_weights_that_are_sent_have_no_gradient_whatever_the_thread(tiny_model):
+    seen = []
+
+    class Taking:
+        post = give_up = lambda *_args, **_more: None
+
+    class Transfer:
+        def send(self, network, server):
+            seen.append((network.head.weight * 2).requires_grad)
+
+    with torch.no_grad():
+        VllmSampler(Taking(), tiny_model[1], 300, 2048, Transfer(), model="m").refresh(tiny_model[0])
+    assert seen == [False]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("after", [0.0, 1.5])
 @pytest.mark.parametrize("refused", ["/init_weight_transfer_engine", "/update_weights"])
-def test_no_collective_operation_waits_for_a_server_that_refused(tiny_model, monkeypatch, refused):
+def test_no_collective_operation_waits_for_a_server_that_refuses(tiny_model, monkeypatch, refused, after):
     class Refusing:
         def get(self, path):
             return {"world_size": 1}
 
         def post(self, path, body=None):
             if path == refused:
+                time.sleep(after)
                 raise InputError(f"{path}: status 500")
 
+    begun, released = [], Event()
+
     def never(*_args, **_more):
-        raise AssertionError("waits for ever")
+        begun.append(1)
+        released.wait()
 
     nccl = torch.cuda.nccl
     monkeypatch.setattr(nccl, "unique_id", lambda: bytes(128))
     monkeypatch.setattr(nccl, "init_rank", never if refused.startswith("/init") else lambda *_: "group")
     monkeypatch.setattr(nccl, "all_reduce", lambda *_args, **_more: None)
     monkeypatch.setattr(nccl, "broadcast", never)
-    with pytest.raises(InputError, match=refused):
-        NcclTransfer().send(tiny_model[0], Refusing())
+    try:
+        with pytest.raises(InputError, match=refused):
+            NcclTransfer().send(tiny_model[0], Refusing())
+        assert bool(begun) == (after > 0), "one that refuses at once is not waited for at all"
+    finally:
+        released.set()
 
 
 def test_a_transfer_over_nccl_joins_once_and_broadcasts_what_it_announced(tiny_model, monkeypatch):
