@@ -3,10 +3,11 @@
 The shape of InternVL3.5's Tables 15 and 16 on the profile ``tiny``. The paper reinforces a converged model, and the
 minutes of ``make demo`` do not make one: the model that it left in ``out/line`` is fine-tuned further first, once
 (benchmarks/tiny_further.py). From there every arm spends the same processor seconds (user and system, all threads and
-children; wall time would count whatever else the machine does). MPO reads a pair once, as the paper does: it asks as
-many queries as leave time for one epoch of their pairs. GSPO is charged for the rollouts that choose its queries; the
-cascade makes its pairs of the same ones, reads them once, and goes on with GSPO. The control goes on fine-tuning, for
-as long as the arm that took longest. All answer the same held-out rows greedily. Intervals are of paired differences
+children; wall time would count whatever else the machine does). GSPO comes first, and what it took is what the others
+of its seed are given: how its answers grow, and its steps with them, no plan foresees. It is charged for the rollouts
+that choose its queries. MPO reads a pair once, as the paper does: it asks as many queries as leave time for one epoch
+of their pairs. The cascade makes its pairs of the queries that GSPO is charged for, reads them once, and goes on with
+GSPO. The control goes on fine-tuning. All answer the same held-out rows greedily. Intervals are of paired differences
 over rows, each row's score averaged over the seeds first: they say what other rows would give, not what other seeds
 would; the spread of the seeds stands beside them.
 """
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from benchmarks import tiny_further
-from benchmarks.harness import Result, result, run
+from benchmarks.harness import Result, result, run, seed_processes, side_by_side
 from components.context import StepContext
 from components.scoring_table import by_family, score_row
 from model.config import Section
@@ -37,9 +38,9 @@ AIM = 1.0
 START = "fine-tuned"
 CONTROL, MPO, GSPO, CASCADE = "more fine-tuning", "MPO", "GSPO", "MPO, then GSPO"
 ARMS = {MPO: ("mpo",), GSPO: ("gspo",), CASCADE: ("mpo", "gspo"), CONTROL: ("sft",)}
-"""The stages of each, in order; the control is last, because it has the seconds of the longest."""
+"""The stages of each, in order."""
 SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
-BUDGET, QUICK_BUDGET = 600.0, 12.0
+BUDGET, QUICK_BUDGET = 600.0, 25.0
 """Processor seconds of an arm."""
 ROWS, QUICK_ROWS = 250, 8
 """Held-out rows of a family."""
@@ -47,13 +48,12 @@ QUERIES, QUICK_QUERIES = 2500, 40
 """Questions of a source that are answered to choose queries from, and that the cascade makes pairs of."""
 QUICK_PROMPTS = 8
 """Queries of an optimiser step of GSPO; the profile's own number otherwise."""
-_PILOTS = (24, 4)
-"""Steps of the two short runs that tell what a stage costs: whole iterations of GSPO."""
+_PILOT, _FIRST = 12, 4
+"""Steps of the short run that tells what a stage costs, and where its first ones end: whole iterations of GSPO."""
 _THREADS = 1  # threads that wait for each other would spend processor seconds too
-_ROUNDS = 2
-"""Of further fine-tuning: after them more of the same gains little."""
 _UPDATES = 4
 """Optimiser steps on a rollout: the later ones have ratios that can be clipped."""
+_GSPO_RATE = 3e-5  # where ratios are clipped it holds; where none can be, as in the demo, it costs points
 _CONTROL_RATE = 1e-4  # of the stages it stands beside: a rate of fine-tuning would undo its own annealing
 _S = TypeVar("_S", bound=Section)
 
@@ -74,6 +74,10 @@ class Meter:
     def spent(self) -> float:
         """Seconds until the last step was done; what follows is held-out scoring."""
         return (self.steps[-1][1] if self.steps else processor_seconds()) - self.begun
+
+    def within(self, seconds: float) -> int:
+        """Steps that were done in so many."""
+        return max([1, *(step for step, done in self.steps if done - self.begun <= seconds)])
 
 
 @dataclass(frozen=True)
@@ -113,9 +117,12 @@ class Rollouts:
     epoch: int
     seconds: float
 
-    def enough_for(self, seconds: float, step: float) -> int:
-        """Questions of a source of which one epoch of pairs, at ``step`` seconds an optimiser step, ends in time."""
-        return max(1, round(seconds * self.asked / (self.seconds + self.epoch * step)))
+    def enough_for(self, seconds: float, cost: "Cost") -> int:
+        """Questions of a source that are answered, and one epoch of their pairs read, in so many seconds.
+
+        What MPO does before its first step is the reference's pass over the pairs, so it grows with them too.
+        """
+        return max(1, round(seconds * self.asked / (self.seconds + cost.fixed + self.epoch * cost.step)))
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ def make_rollouts(start: Start, seed: int, asked: int) -> Rollouts:
     )
     queries = folder / "queries"
     select(start.profile.select_queries, rows=rows, rollouts=folder / "rollouts", queries=queries, context=context)
-    epoch = unlike_pilots(round(len(open_dataset(folder / "pairs")) / start.profile.mpo.training.batch_size))
+    epoch = unlike_pilot(round(len(open_dataset(folder / "pairs")) / start.profile.mpo.training.batch_size))
     return Rollouts(folder / "pairs", queries, asked, epoch, meter.spent())
 
 
@@ -192,9 +199,9 @@ def stages(start: Start, made: Rollouts) -> dict[str, Stage]:
     }
 
 
-def unlike_pilots(steps: int) -> int:
-    """A run of as many steps as a pilot would find its state there, and do nothing."""
-    return steps + 1 if steps in _PILOTS else max(1, steps)
+def unlike_pilot(steps: int) -> int:
+    """A run of as many steps as the pilot would find its state there, and do nothing."""
+    return steps + 1 if steps == _PILOT else max(1, steps)
 
 
 @dataclass(frozen=True)
@@ -206,29 +213,20 @@ class Cost:
 
     def steps(self, seconds: float) -> int:
         """How many steps fit, about."""
-        return unlike_pilots(round((seconds - self.fixed) / self.step))
+        return unlike_pilot(round((seconds - self.fixed) / self.step))
 
-    def seen(self, meter: Meter) -> "Cost":
-        """With the step of a whole run in the place of that of a short one."""
+    @staticmethod
+    def seen(meter: Meter) -> "Cost":
+        """In a run of more steps than the first ones.
+
+        Raises:
+            InputError: the steps took no time.
+        """
         done, (last, ended) = dict(meter.steps), meter.steps[-1]
-        if last <= _PILOTS[1]:
-            return self
-        return Cost(self.fixed, (ended - done[_PILOTS[1]]) / (last - _PILOTS[1]))
-
-
-def cost_of(train: Stage, seed: int, init: Path) -> Cost:
-    """From two short runs: a step's cost from within the longer one, and what comes before it from the shorter one,
-    which runs second and so without what a process does once.
-
-    Raises:
-        InputError: the steps took no time.
-    """
-    long, short = (train(steps, seed, init).meter for steps in _PILOTS)
-    done = dict(long.steps)
-    step = (done[_PILOTS[0]] - done[_PILOTS[1]]) / (_PILOTS[0] - _PILOTS[1])
-    if step <= 0:
-        raise InputError(f"{_PILOTS[0] - _PILOTS[1]} steps took {step:.3f} processor seconds each")
-    return Cost(max(0.0, short.spent() - _PILOTS[1] * step), step)
+        step = (ended - done[_FIRST]) / (last - _FIRST)
+        if step <= 0:
+            raise InputError(f"{last - _FIRST} steps took {step:.3f} processor seconds each")
+        return Cost(max(0.0, done[_FIRST] - meter.begun - _FIRST * step), step)
 
 
 def ends(history: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
@@ -243,43 +241,36 @@ def ends(history: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     return found
 
 
-def train_arms(start: Start, seed: int, costs: dict[tuple[str, str], Cost]) -> dict[str, tuple[Path, dict[str, Any]]]:
+def train_arms(start: Start, seed: int) -> dict[str, tuple[Path, dict[str, Any]]]:
     """Every arm's model, with the seconds and steps it took, and how each stage began and ended.
 
-    The control comes last and has the seconds of the arm that took most: what a step of GSPO costs grows with the
-    answers, so a plan for it is too short rather than too long.
-
-    Args:
-        start: what all arms share.
-        seed: of every stage.
-        costs: of the stages of each arm, as the run before saw them; filled by short runs when empty, and brought up to
-            date.
+    Raises:
+        InputError: the budget is not enough for the preferences and a few steps.
     """
-    asked = start.profile.build_preferences.max_queries
-    shared = make_rollouts(start, seed, asked)
-    if not costs:
-        measured = {name: cost_of(train, seed, start.model) for name, train in stages(start, shared).items()}
-        costs |= {(arm, name): measured[name] for arm, names in ARMS.items() for name in names}
-    left = start.budget - shared.seconds
-    if left < 2 * max(cost.fixed + _PILOTS[1] * cost.step for cost in costs.values()):
-        raise InputError(f"the preferences alone took {shared.seconds:.0f} of {start.budget:.0f} processor seconds")
+    shared = make_rollouts(start, seed, start.profile.build_preferences.max_queries)
+    costs = {name: Cost.seen(train(_PILOT, seed, start.model).meter) for name, train in stages(start, shared).items()}
+    budget = start.budget
+    if budget - shared.seconds < 2 * max(cost.fixed + _FIRST * cost.step for cost in costs.values()):
+        raise InputError(f"the preferences alone took {shared.seconds:.0f} of {budget:.0f} processor seconds")
     arms: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for arm, names in ARMS.items():
-        budget, made = start.budget, shared
-        if arm == MPO:
-            cost = costs[arm, "mpo"]
-            made = make_rollouts(start, seed, shared.enough_for(budget - cost.fixed, cost.step))
-        elif arm == CONTROL:
-            budget = max(facts["seconds"] for _, facts in arms.values())
+    reinforced = Meter("gspo")
+    for arm in sorted(ARMS, key=lambda arm: arm != GSPO):
+        made = make_rollouts(start, seed, shared.enough_for(budget, costs["mpo"])) if arm == MPO else shared
         spent, model, facts, curves = 0.0 if arm == CONTROL else made.seconds, start.model, {}, {}
         kinds = stages(start, made)
-        for name in names:
-            steps = made.epoch if name == "mpo" else costs[arm, name].steps(budget - spent)
+        for name in ARMS[arm]:
+            if name == "mpo":
+                steps = made.epoch
+            elif arm == CASCADE:
+                steps = unlike_pilot(reinforced.within(budget - spent))
+            else:
+                steps = costs[name].steps(budget - spent)
             trained = kinds[name](steps, seed, model)
-            costs[arm, name] = costs[arm, name].seen(trained.meter)
             model, curves[name] = trained.model, ends(trained.history)
             spent += trained.meter.spent()
             facts[f"{name}_steps"] = steps
+        if arm == GSPO:
+            budget, reinforced = spent, trained.meter
         facts = {"seconds": round(spent, 1), "asked": 0 if arm == CONTROL else made.asked} | facts
         print(f"  seed {seed}, {arm}: " + ", ".join(f"{name} {value:.0f}" for name, value in facts.items()), flush=True)
         arms[arm] = (model, {**facts, "curves": curves})
@@ -348,7 +339,8 @@ def adapted(profile: Profile, quick: bool) -> Profile:
     asked = {"max_queries": QUICK_QUERIES, "rollouts": 4} if quick else {"max_queries": QUERIES}
     training, rollout = profile.gspo.training, profile.gspo.rollout
     prompts = QUICK_PROMPTS if quick else rollout.prompts
-    training = training.model_copy(update={"batch_size": prompts * rollout.responses})
+    changes = {"batch_size": prompts * rollout.responses, "learning_rate": _GSPO_RATE}
+    training = training.model_copy(update=changes)
     rollout = rollout.model_copy(update={"prompts": _UPDATES * prompts})
     sections = {
         "build_preferences": profile.build_preferences.model_copy(update=asked),
@@ -357,42 +349,65 @@ def adapted(profile: Profile, quick: bool) -> Profile:
     return profile.model_copy(update=sections)
 
 
-def measure(quick: bool, line: Path = LINE, seconds: float | None = None) -> Result:
-    """Train and score every arm with three seeds (one when ``quick``), in ``seconds`` each where they are given."""
+@dataclass(frozen=True)
+class Job:
+    """One seed's run: the model that all arms start from, the line, the seed, the budget, and if it is a short one."""
+
+    model: Path
+    line: Path
+    seed: int
+    budget: float
+    quick: bool
+
+    @property
+    def profile(self) -> Profile:
+        """The demo's, as the arms change it."""
+        return adapted(load_profile("tiny"), self.quick)
+
+    def rows(self) -> list[Row]:
+        """The held-out rows that all answer."""
+        without = self.profile.curate.pretrain_tasks
+        return heldout_rows(self.line / "collect" / "heldout", without, QUICK_ROWS if self.quick else ROWS)
+
+
+def run_seed(job: Job) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+    """Of every arm: scores [rows], and what ``train_arms`` says of it."""
+    with tempfile.TemporaryDirectory() as work:
+        arms = train_arms(Start(job.model, job.line, job.profile, Path(work), job.budget), job.seed)
+        rows = job.rows()
+        return {arm: (score_rows(model, rows), facts) for arm, (model, facts) in arms.items()}
+
+
+def measure(quick: bool, line: Path = LINE, seconds: float | None = None, processes: int = 1) -> Result:
+    """Train and score every arm with three seeds (one when ``quick``), in ``seconds`` each where they are given; the
+    seeds run in so many processes."""
     needed = (line / "sft" / "model", line / "curate" / "questions", line / "collect" / "heldout")
     if not all(path.is_dir() for path in needed):
         raise InputError(f"{line}: no finished line here; run make demo first")
-    profile = adapted(load_profile("tiny"), quick)
     seeds, budget = (QUICK_SEEDS, QUICK_BUDGET) if quick else (SEEDS, BUDGET)
     budget = budget if seconds is None else seconds
     steps = tiny_further.QUICK_STEPS if quick else tiny_further.STEPS
-    model = tiny_further.fine_tune_further(line, profile, steps, _THREADS, _ROUNDS)
-    rows = heldout_rows(line / "collect" / "heldout", profile.curate.pretrain_tasks, QUICK_ROWS if quick else ROWS)
-    by_arm: dict[str, list[np.ndarray]] = {}
-    costs: dict[tuple[str, str], Cost] = {}
-    spent: dict[str, list[dict[str, Any]]] = {}
-    before = score_rows(model, rows)
-    with tempfile.TemporaryDirectory() as work:
-        for seed in seeds:
-            by_arm.setdefault(START, []).append(before)
-            start = Start(model, line, profile, Path(work) / f"seed-{seed}", budget)
-            for arm, (trained, facts) in train_arms(start, seed, costs).items():
-                by_arm.setdefault(arm, []).append(score_rows(trained, rows))
-                spent.setdefault(arm, []).append(facts)
-    scores = {arm: np.stack(found) for arm, found in by_arm.items()}
+    model = tiny_further.fine_tune_further(line, load_profile("tiny"), steps)
+    jobs = [Job(model, line, seed, budget, quick) for seed in seeds]
+    found = side_by_side(run_seed, jobs, processes)
+    rows = jobs[0].rows()
+    scores = {START: np.stack([score_rows(model, rows)] * len(seeds))}
+    scores |= {arm: np.stack([one[arm][0] for one in found]) for arm in ARMS}
     table = tables(scores, rows)
     show(table)
-    details = {"rows": len(rows), "seeds": list(seeds), "processor_seconds": budget, "further_steps": _ROUNDS * steps}
-    details |= {"arms": table, "spent": spent}
+    profile = jobs[0].profile
+    rates = {name: getattr(profile, name).training.learning_rate for name in ("mpo", "gspo")} | {"sft": _CONTROL_RATE}
+    details = {"rows": len(rows), "seeds": list(seeds), "processor_seconds": budget, "further_steps": steps}
+    details |= {"rates": rates, "arms": table, "spent": {arm: [one[arm][1] for one in found] for arm in ARMS}}
     ours, peer = table[CASCADE]["by_seed"], table[CONTROL]["by_seed"]
     ratio = table[CASCADE]["overall"] / max(table[CONTROL]["overall"], 1e-9)
     return result("cascade", "mean held-out score", ours, peer, ratio=ratio, aim=AIM, details=details)
 
 
 def main() -> int:
-    """Run the benchmark."""
-    seconds = f"processor seconds of an arm instead of {BUDGET:.0f}"
-    return run(__doc__, lambda options: measure(options.quick, seconds=options.seconds), seconds=seconds)
+    """Run the benchmark, a seed on each processor: processor seconds are counted, so they may run side by side."""
+    text = f"processor seconds of an arm instead of {BUDGET:.0f}"
+    return run(__doc__, lambda given: measure(given.quick, LINE, given.seconds, seed_processes(given)), seconds=text)
 
 
 if __name__ == "__main__":

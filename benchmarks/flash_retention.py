@@ -371,7 +371,7 @@ def measure(quick: bool, line: Path = LINE) -> Result:
         raise InputError(f"{needed}: no such model; run make demo first")
     start, tables, seconds = start_of(line), [], []
     if not quick:
-        start = tiny_further.fine_tune_further(line, profile, tiny_further.STEPS, _THREADS)
+        start = tiny_further.fine_tune_further(line, profile, tiny_further.STEPS)
     for seed in (0,) if quick else SEEDS:
         with tempfile.TemporaryDirectory() as work:
             begun = time.process_time()

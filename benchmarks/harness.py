@@ -7,13 +7,16 @@ stores it as ``benchmarks/results/<name>-<date>.json``.
 import argparse
 import datetime
 import json
+import os
 import platform
 import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +25,8 @@ from model.data.errors import InputError
 from model.machine import computes_bfloat16, processor
 
 _Measured = TypeVar("_Measured")
+_Job = TypeVar("_Job")
+_Made = TypeVar("_Made")
 RESULTS = Path(__file__).parent / "results"
 REPOSITORY = Path(__file__).parent.parent
 
@@ -119,6 +124,19 @@ def fresh_process(benchmark: str, side: str, job: Mapping[str, Any]) -> dict[str
         lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}: out of memory?"]
         raise InputError(f"{benchmark}: the process of {side} failed: {lines[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def side_by_side(function: Callable[[_Job], _Made], jobs: Sequence[_Job], processes: int) -> list[_Made]:
+    """What ``function`` makes of every job, in so many new processes at a time; in this one when that is one."""
+    if processes == 1:
+        return [function(job) for job in jobs]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(function, jobs))
+
+
+def seed_processes(options: argparse.Namespace) -> int:
+    """Processes for a benchmark that counts processor seconds: one for every processor, and one alone when quick."""
+    return 1 if options.quick else os.cpu_count() or 1
 
 
 def compare_memory(peaks_mib: Mapping[str, list[float]]) -> dict[str, Any]:

@@ -13,25 +13,21 @@ from model.data.artifact import payload_sha256
 from pipelines.profile import Profile
 
 STEPS, QUICK_STEPS = 1600, 10
-"""Of a round."""
-RATES = (4e-4, 2e-4)
-"""Peak of each round, with the profile's schedule; the profile's own peak is 5e-4."""
+RATE = 4e-4
+"""Peak, with the profile's schedule; the profile's own peak is 5e-4."""
 
 
-def fine_tune_further(line: Path, profile: Profile, steps: int, threads: int, rounds: int = 1) -> Path:
-    """The fine-tuned model of ``line`` after ``rounds`` of so many more steps of the profile's fine-tuning.
+def fine_tune_further(line: Path, profile: Profile, steps: int) -> Path:
+    """The fine-tuned model of ``line`` after so many more steps of the profile's fine-tuning.
 
-    Every round is made once and kept beside the line, under the hash of the model that it began as.
+    It is made once and kept beside the line, under the hash of the model that it began as.
     """
-    model = line / "sft" / "model"
-    for number, rate in enumerate(RATES[:rounds]):
-        changes = {"steps": steps, "learning_rate": rate, "checkpoint_every": 100, "threads": threads}
-        training = profile.sft.training.model_copy(update=changes | {"seed": profile.sft.training.seed + number})
-        made = line.parent / "further" / f"{payload_sha256(model)[:12]}-{steps}-{rate:g}-{threads}"
-        if not made.is_dir():
-            _fine_tune(line, profile.sft.model_copy(update={"training": training, "heldout_rows": 1}), model, made)
-        model = made / "model"
-    return model
+    init = line / "sft" / "model"
+    training = profile.sft.training.model_copy(update={"steps": steps, "learning_rate": RATE, "checkpoint_every": 100})
+    made = line.parent / "further" / f"{payload_sha256(init)[:12]}-{steps}-{RATE:g}"
+    if not made.is_dir():
+        _fine_tune(line, profile.sft.model_copy(update={"training": training, "heldout_rows": 1}), init, made)
+    return made / "model"
 
 
 def _fine_tune(line: Path, section: SftConfig, init: Path, made: Path) -> None:

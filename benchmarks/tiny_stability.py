@@ -7,12 +7,9 @@ first. Stable is a stage whose interval of the mean does not lie below 0. Beside
 rewards, lengths, entropy, clipped shares. ``ratio`` is the mean score after GSPO over that of the start.
 """
 
-import os
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +31,7 @@ from benchmarks.cascade import (
     stages,
     tables,
 )
-from benchmarks.harness import Result, result, run
+from benchmarks.harness import Result, result, run, seed_processes, side_by_side
 from model.data.errors import InputError
 from model.data.schema import Row
 from pipelines.profile import Profile, load_profile
@@ -99,12 +96,7 @@ def measure(quick: bool, line: Path = LINE, processes: int = 1) -> Result:
         raise InputError(f"{line}: no finished line here; run make demo first")
     profile = load_profile("tiny")
     rows = jobs[0].rows(profile)
-    if processes > 1:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            whole = pool.submit(score_rows, model, rows)
-            found, before = list(pool.map(run_seed, jobs)), whole.result()
-    else:
-        found, before = [run_seed(job) for job in jobs], score_rows(model, rows)
+    found, before = side_by_side(run_seed, jobs, processes), score_rows(model, rows)
     scores = {START: [before] * len(jobs)}
     scores |= {arm: [one[arm] for one, _ in found] for arm in (AFTER_MPO, AFTER_GSPO)}
     runs = [facts | {arm: interval(one[arm][None], before[None]) for arm in one} for one, facts in found]
@@ -120,7 +112,7 @@ def measure(quick: bool, line: Path = LINE, processes: int = 1) -> Result:
 
 def main() -> int:
     """Run the benchmark, a seed on each processor: processor seconds are counted, so they may run side by side."""
-    return run(__doc__, lambda options: measure(options.quick, processes=1 if options.quick else os.cpu_count() or 1))
+    return run(__doc__, lambda options: measure(options.quick, processes=seed_processes(options)))
 
 
 if __name__ == "__main__":
