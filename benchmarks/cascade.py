@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from benchmarks import tiny_further
-from benchmarks.harness import Result, result, run, seed_processes, side_by_side
+from benchmarks.harness import Result, processes_for, result, run, workers
 from components.context import StepContext
 from components.scoring_table import by_family, score_row
 from model.config import Section
@@ -82,13 +83,15 @@ class Meter:
 
 @dataclass(frozen=True)
 class Start:
-    """What all arms share: the model, the line's outputs, the profile, the directory to work in, and the budget."""
+    """What all arms of a seed share: the model, the line's outputs, the profile, the directory to work in, the budget,
+    and the held-out rows that its models answer."""
 
     model: Path
     line: Path
     profile: Profile
     work: Path
     budget: float
+    rows: Sequence[Row] = ()
 
     def context(self, name: str, meter: Meter) -> StepContext:
         """Of one run of a stage."""
@@ -241,40 +244,84 @@ def ends(history: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     return found
 
 
-def train_arms(start: Start, seed: int) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Every arm's model, with the seconds and steps it took, and how each stage began and ended.
+@dataclass(frozen=True)
+class Run:
+    """An arm after training: its model, the seconds and steps it took with how each stage began and ended, its last
+    stage's meter, and the scores [N] of held-out rows."""
+
+    model: Path
+    facts: dict[str, Any]
+    meter: Meter
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A seed whose GSPO has run: what its other arms need. ``costs`` are of the stages, by name."""
+
+    start: Start
+    seed: int
+    shared: Rollouts
+    costs: dict[str, Cost]
+    gspo: Run
+
+
+def open_seed(start: Start, seed: int) -> Opened:
+    """The rollouts that arms share, short runs that tell what stages cost, and GSPO.
 
     Raises:
         InputError: the budget is not enough for the preferences and a few steps.
     """
     shared = make_rollouts(start, seed, start.profile.build_preferences.max_queries)
     costs = {name: Cost.seen(train(_PILOT, seed, start.model).meter) for name, train in stages(start, shared).items()}
-    budget = start.budget
-    if budget - shared.seconds < 2 * max(cost.fixed + _FIRST * cost.step for cost in costs.values()):
-        raise InputError(f"the preferences alone took {shared.seconds:.0f} of {budget:.0f} processor seconds")
-    arms: dict[str, tuple[Path, dict[str, Any]]] = {}
-    reinforced = Meter("gspo")
-    for arm in sorted(ARMS, key=lambda arm: arm != GSPO):
-        made = make_rollouts(start, seed, shared.enough_for(budget, costs["mpo"])) if arm == MPO else shared
-        spent, model, facts, curves = 0.0 if arm == CONTROL else made.seconds, start.model, {}, {}
-        kinds = stages(start, made)
-        for name in ARMS[arm]:
-            if name == "mpo":
-                steps = made.epoch
-            elif arm == CASCADE:
-                steps = unlike_pilot(reinforced.within(budget - spent))
-            else:
-                steps = costs[name].steps(budget - spent)
-            trained = kinds[name](steps, seed, model)
-            model, curves[name] = trained.model, ends(trained.history)
-            spent += trained.meter.spent()
-            facts[f"{name}_steps"] = steps
-        if arm == GSPO:
-            budget, reinforced = spent, trained.meter
-        facts = {"seconds": round(spent, 1), "asked": 0 if arm == CONTROL else made.asked} | facts
-        print(f"  seed {seed}, {arm}: " + ", ".join(f"{name} {value:.0f}" for name, value in facts.items()), flush=True)
-        arms[arm] = (model, {**facts, "curves": curves})
-    return arms
+    if start.budget - shared.seconds < 2 * max(cost.fixed + _FIRST * cost.step for cost in costs.values()):
+        raise InputError(f"the preferences alone took {shared.seconds:.0f} of {start.budget:.0f} processor seconds")
+    run = _train(start, seed, GSPO, shared, lambda name, spent: costs[name].steps(start.budget - spent))
+    return Opened(start, seed, shared, costs, run)
+
+
+def train_arm(opened: Opened, arm: str) -> Run:
+    """An arm other than GSPO, in the seconds that GSPO took."""
+    start, seed, budget, made = opened.start, opened.seed, opened.gspo.facts["seconds"], opened.shared
+    if arm == MPO:
+        made = make_rollouts(start, seed, made.enough_for(budget, opened.costs["mpo"]))
+
+    def steps(name: str, spent: float) -> int:
+        if name == "mpo":
+            return made.epoch
+        if name == "gspo":
+            return unlike_pilot(opened.gspo.meter.within(budget - spent))
+        return opened.costs[name].steps(budget - spent)
+
+    return _train(start, seed, arm, made, steps)
+
+
+def _train(start: Start, seed: int, arm: str, made: Rollouts, steps: Callable[[str, float], int]) -> Run:
+    """``steps`` says how many a stage has, after so many seconds of its arm."""
+    asked, spent = (0, 0.0) if arm == CONTROL else (made.asked, made.seconds)
+    kinds, model, taken, curves, meter = stages(start, made), start.model, {}, {}, Meter("")
+    for name in ARMS[arm]:
+        taken[f"{name}_steps"] = steps(name, spent)
+        trained = kinds[name](taken[f"{name}_steps"], seed, model)
+        model, meter, curves[name] = trained.model, trained.meter, ends(trained.history)
+        spent += meter.spent()
+    facts = {"seconds": round(spent, 1), "asked": asked} | taken
+    print(f"  seed {seed}, {arm}: " + ", ".join(f"{name} {value:.0f}" for name, value in facts.items()), flush=True)
+    return Run(model, facts | {"curves": curves}, meter, score_rows(model, start.rows))
+
+
+def train_all(pool: Executor, starts: dict[int, Start]) -> dict[str, list[Run]]:
+    """Every arm's runs in the order of the seeds."""
+    opening = [pool.submit(open_seed, start, seed) for seed, start in starts.items()]
+    gspo: dict[int, Run] = {}
+    others: dict[tuple[int, str], Future[Run]] = {}
+    for future in as_completed(opening):
+        opened = future.result()
+        gspo[opened.seed] = opened.gspo
+        others |= {(opened.seed, arm): pool.submit(train_arm, opened, arm) for arm in ARMS if arm != GSPO}
+    runs = {arm: [others[seed, arm].result() for seed in starts] for arm in ARMS if arm != GSPO}
+    runs[GSPO] = [gspo[seed] for seed in starts]
+    return {arm: runs[arm] for arm in ARMS}
 
 
 def score_rows(model: Path, rows: Sequence[Row]) -> np.ndarray:
@@ -349,38 +396,9 @@ def adapted(profile: Profile, quick: bool) -> Profile:
     return profile.model_copy(update=sections)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One seed's run: the model that all arms start from, the line, the seed, the budget, and if it is a short one."""
-
-    model: Path
-    line: Path
-    seed: int
-    budget: float
-    quick: bool
-
-    @property
-    def profile(self) -> Profile:
-        """The demo's, as the arms change it."""
-        return adapted(load_profile("tiny"), self.quick)
-
-    def rows(self) -> list[Row]:
-        """The held-out rows that all answer."""
-        without = self.profile.curate.pretrain_tasks
-        return heldout_rows(self.line / "collect" / "heldout", without, QUICK_ROWS if self.quick else ROWS)
-
-
-def run_seed(job: Job) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
-    """Of every arm: scores [rows], and what ``train_arms`` says of it."""
-    with tempfile.TemporaryDirectory() as work:
-        arms = train_arms(Start(job.model, job.line, job.profile, Path(work), job.budget), job.seed)
-        rows = job.rows()
-        return {arm: (score_rows(model, rows), facts) for arm, (model, facts) in arms.items()}
-
-
 def measure(quick: bool, line: Path = LINE, seconds: float | None = None, processes: int = 1) -> Result:
-    """Train and score every arm with three seeds (one when ``quick``), in ``seconds`` each where they are given; the
-    seeds run in so many processes."""
+    """Train and score every arm with three seeds (one when ``quick``), in ``seconds`` each where they are given, in so
+    many processes."""
     needed = (line / "sft" / "model", line / "curate" / "questions", line / "collect" / "heldout")
     if not all(path.is_dir() for path in needed):
         raise InputError(f"{line}: no finished line here; run make demo first")
@@ -388,26 +406,28 @@ def measure(quick: bool, line: Path = LINE, seconds: float | None = None, proces
     budget = budget if seconds is None else seconds
     steps = tiny_further.QUICK_STEPS if quick else tiny_further.STEPS
     model = tiny_further.fine_tune_further(line, load_profile("tiny"), steps)
-    jobs = [Job(model, line, seed, budget, quick) for seed in seeds]
-    found = side_by_side(run_seed, jobs, processes)
-    rows = jobs[0].rows()
-    scores = {START: np.stack([score_rows(model, rows)] * len(seeds))}
-    scores |= {arm: np.stack([one[arm][0] for one in found]) for arm in ARMS}
+    profile = adapted(load_profile("tiny"), quick)
+    rows = heldout_rows(line / "collect" / "heldout", profile.curate.pretrain_tasks, QUICK_ROWS if quick else ROWS)
+    with tempfile.TemporaryDirectory() as work, workers(processes) as pool:
+        before = pool.submit(score_rows, model, rows)
+        starts = {seed: Start(model, line, profile, Path(work) / f"seed-{seed}", budget, rows) for seed in seeds}
+        runs = train_all(pool, starts)
+        scores = {START: np.stack([before.result()] * len(seeds))}
+    scores |= {arm: np.stack([run.scores for run in found]) for arm, found in runs.items()}
     table = tables(scores, rows)
     show(table)
-    profile = jobs[0].profile
     rates = {name: getattr(profile, name).training.learning_rate for name in ("mpo", "gspo")} | {"sft": _CONTROL_RATE}
     details = {"rows": len(rows), "seeds": list(seeds), "processor_seconds": budget, "further_steps": steps}
-    details |= {"rates": rates, "arms": table, "spent": {arm: [one[arm][1] for one in found] for arm in ARMS}}
+    details |= {"rates": rates, "arms": table, "spent": {arm: [run.facts for run in runs[arm]] for arm in runs}}
     ours, peer = table[CASCADE]["by_seed"], table[CONTROL]["by_seed"]
     ratio = table[CASCADE]["overall"] / max(table[CONTROL]["overall"], 1e-9)
     return result("cascade", "mean held-out score", ours, peer, ratio=ratio, aim=AIM, details=details)
 
 
 def main() -> int:
-    """Run the benchmark, a seed on each processor: processor seconds are counted, so they may run side by side."""
+    """Run the benchmark, an arm on each processor: processor seconds are counted, so arms may run side by side."""
     text = f"processor seconds of an arm instead of {BUDGET:.0f}"
-    return run(__doc__, lambda given: measure(given.quick, LINE, given.seconds, seed_processes(given)), seconds=text)
+    return run(__doc__, lambda given: measure(given.quick, LINE, given.seconds, processes_for(given)), seconds=text)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,8 +26,6 @@ from model.data.errors import InputError
 from model.machine import computes_bfloat16, processor
 
 _Measured = TypeVar("_Measured")
-_Job = TypeVar("_Job")
-_Made = TypeVar("_Made")
 RESULTS = Path(__file__).parent / "results"
 REPOSITORY = Path(__file__).parent.parent
 
@@ -126,16 +125,21 @@ def fresh_process(benchmark: str, side: str, job: Mapping[str, Any]) -> dict[str
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def side_by_side(function: Callable[[_Job], _Made], jobs: Sequence[_Job], processes: int) -> list[_Made]:
-    """What ``function`` makes of every job, in so many new processes at a time; in this one when that is one."""
+@contextmanager
+def workers(processes: int) -> Iterator[Executor]:
+    """So many new processes to run jobs in, a thread of this one when it is one; after an error no other job starts."""
     if processes == 1:
-        return [function(job) for job in jobs]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(function, jobs))
+        pool: Executor = ThreadPoolExecutor(1)
+    else:
+        pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def seed_processes(options: argparse.Namespace) -> int:
-    """Processes for a benchmark that counts processor seconds: one for every processor, and one alone when quick."""
+def processes_for(options: argparse.Namespace) -> int:
+    """Of a benchmark that counts processor seconds: one for every processor, and one alone when quick."""
     return 1 if options.quick else os.cpu_count() or 1
 
 

@@ -31,7 +31,7 @@ from benchmarks.cascade import (
     stages,
     tables,
 )
-from benchmarks.harness import Result, result, run, seed_processes, side_by_side
+from benchmarks.harness import Result, processes_for, result, run, workers
 from model.data.errors import InputError
 from model.data.schema import Row
 from pipelines.profile import Profile, load_profile
@@ -96,7 +96,9 @@ def measure(quick: bool, line: Path = LINE, processes: int = 1) -> Result:
         raise InputError(f"{line}: no finished line here; run make demo first")
     profile = load_profile("tiny")
     rows = jobs[0].rows(profile)
-    found, before = side_by_side(run_seed, jobs, processes), score_rows(model, rows)
+    with workers(processes) as pool:
+        whole = pool.submit(score_rows, model, rows)
+        found, before = list(pool.map(run_seed, jobs)), whole.result()
     scores = {START: [before] * len(jobs)}
     scores |= {arm: [one[arm] for one, _ in found] for arm in (AFTER_MPO, AFTER_GSPO)}
     runs = [facts | {arm: interval(one[arm][None], before[None]) for arm in one} for one, facts in found]
@@ -112,7 +114,7 @@ def measure(quick: bool, line: Path = LINE, processes: int = 1) -> Result:
 
 def main() -> int:
     """Run the benchmark, a seed on each processor: processor seconds are counted, so they may run side by side."""
-    return run(__doc__, lambda options: measure(options.quick, processes=seed_processes(options)))
+    return run(__doc__, lambda options: measure(options.quick, processes=processes_for(options)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import cascade, flash_retention, tiny_stability
+from benchmarks.harness import workers
 from components.collect.config import CollectConfig
 from model.data.errors import InputError
 from pipelines.profile import load_profile
@@ -68,29 +69,34 @@ def test_every_arm_spends_what_gspo_took_and_the_cascade_goes_on_from_mpo(clock,
 
     monkeypatch.setattr(cascade, "stages", stages)
     monkeypatch.setattr(cascade, "make_rollouts", rollouts_of(tmp_path, 60.0))
+    monkeypatch.setattr(cascade, "score_rows", lambda model, _: np.full(2, len(model.parent.name)))
     model = tmp_path / "model"
-    arms = cascade.train_arms(cascade.Start(model, tmp_path, PROFILE, tmp_path, 300.0), 0)
-    assert sorted(arms) == sorted(cascade.ARMS)
-    took = arms[cascade.GSPO][1]["seconds"]
-    assert took > 330, "its plan was too short"
-    assert all(facts["seconds"] == pytest.approx(took, rel=0.015) for _, facts in arms.values())
-    assert arms[cascade.CONTROL][1]["seconds"] == pytest.approx(took, abs=1)
-    assert all(
-        curves == {"entropy": [0.995, 0.915]} for _, facts in arms.values() for curves in facts["curves"].values()
-    )
-    pilots, runs = began_from[:3], began_from[3:]
-    assert [steps for _, steps, _ in pilots] == [cascade._PILOT] * 3
-    assert [(name, init) for name, _, init in runs] == [
-        ("gspo", model),
+    starts = {seed: cascade.Start(model, tmp_path, PROFILE, tmp_path, 300.0) for seed in (5, 7)}
+    with workers(1) as pool:
+        arms = cascade.train_all(pool, starts)
+    assert list(arms) == list(cascade.ARMS)
+    assert all(len(runs) == 2 for runs in arms.values())
+    for number in range(2):
+        facts = {arm: runs[number].facts for arm, runs in arms.items()}
+        took = facts[cascade.GSPO]["seconds"]
+        assert took > 330, "its plan was too short"
+        assert all(fact["seconds"] == pytest.approx(took, rel=0.015) for fact in facts.values())
+        assert all(curve == {"entropy": [0.995, 0.915]} for fact in facts.values() for curve in fact["curves"].values())
+        alone, first_of_two = facts[cascade.MPO], facts[cascade.CASCADE]
+        assert first_of_two["mpo_steps"] == 20, "one epoch of the pairs that are there"
+        assert alone["asked"] / alone["mpo_steps"] == pytest.approx(100 / 20, rel=0.1), "one epoch of its own pairs"
+        assert alone["asked"] > 150
+    openings, others = began_from[:8], began_from[8:]
+    assert [steps for _, steps, _ in openings] == (
+        [cascade._PILOT] * 3 + [arms[cascade.GSPO][0].facts["gspo_steps"]]
+    ) * 2
+    assert [(name, init) for name, _, init in others] == [
         ("mpo", model),
         ("mpo", model),
         ("gspo", tmp_path / "mpo" / "model"),
         ("sft", model),
-    ]
-    alone, first_of_two = (arms[arm][1] for arm in (cascade.MPO, cascade.CASCADE))
-    assert first_of_two["mpo_steps"] == 20, "one epoch of the pairs that are there"
-    assert alone["asked"] / alone["mpo_steps"] == pytest.approx(100 / 20, rel=0.1), "one epoch of its own pairs"
-    assert alone["asked"] > 150
+    ] * 2
+    assert arms[cascade.CASCADE][1].scores.tolist() == [4, 4], "of its last model"
 
 
 def test_preferences_that_take_the_whole_budget_are_an_error(clock, monkeypatch, tmp_path):
@@ -104,7 +110,7 @@ def test_preferences_that_take_the_whole_budget_are_an_error(clock, monkeypatch,
     monkeypatch.setattr(cascade, "stages", lambda *_: dict.fromkeys(("sft", "mpo", "gspo"), train))
     monkeypatch.setattr(cascade, "make_rollouts", rollouts_of(tmp_path, 39.0))
     with pytest.raises(InputError, match="took 39 of 40 processor seconds"):
-        cascade.train_arms(cascade.Start(tmp_path, tmp_path, PROFILE, tmp_path, 40.0), 0)
+        cascade.open_seed(cascade.Start(tmp_path, tmp_path, PROFILE, tmp_path, 40.0), 0)
 
 
 def test_every_seed_of_the_stability_starts_from_the_same_model(monkeypatch, tmp_path):
