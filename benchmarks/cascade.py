@@ -41,12 +41,14 @@ CONTROL, MPO, GSPO, CASCADE = "more fine-tuning", "MPO", "GSPO", "MPO, then GSPO
 ARMS = {MPO: ("mpo",), GSPO: ("gspo",), CASCADE: ("mpo", "gspo"), CONTROL: ("sft",)}
 """The stages of each, in order."""
 SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
-BUDGET, QUICK_BUDGET = 600.0, 25.0
+BUDGET, QUICK_BUDGET = 600.0, 45.0
 """Processor seconds of an arm."""
 ROWS, QUICK_ROWS = 250, 8
 """Held-out rows of a family."""
-QUERIES, QUICK_QUERIES = 2500, 40
-"""Questions of a source that are answered to choose queries from, and that the cascade makes pairs of."""
+QUERIES, QUICK_QUERIES = 400, 40
+"""Questions of a source that are answered to learn what that costs."""
+_SHARE = 0.4
+"""Of the cascade's budget, for the rollouts that choose GSPO's queries and MPO on their pairs."""
 QUICK_PROMPTS = 8
 """Queries of an optimiser step of GSPO; the profile's own number otherwise."""
 _PILOT, _FIRST = 12, 4
@@ -120,12 +122,10 @@ class Rollouts:
     epoch: int
     seconds: float
 
-    def enough_for(self, seconds: float, cost: "Cost") -> int:
-        """Questions of a source that are answered, and one epoch of their pairs read, in so many seconds.
-
-        What MPO does before its first step is the reference's pass over the pairs, so it grows with them too.
-        """
-        return max(1, round(seconds * self.asked / (self.seconds + cost.fixed + self.epoch * cost.step)))
+    def enough_for(self, seconds: float, step: float) -> int:
+        """Questions of a source that are answered, and their pairs read once at ``step`` seconds an optimiser step, in
+        so many seconds."""
+        return max(1, round(seconds * self.asked / (self.seconds + self.epoch * step)))
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,12 @@ def make_rollouts(start: Start, seed: int, asked: int) -> Rollouts:
     select(start.profile.select_queries, rows=rows, rollouts=folder / "rollouts", queries=queries, context=context)
     epoch = unlike_pilot(round(len(open_dataset(folder / "pairs")) / start.profile.mpo.training.batch_size))
     return Rollouts(folder / "pairs", queries, asked, epoch, meter.spent())
+
+
+def more_rollouts(start: Start, seed: int, made: Rollouts, seconds: float, mpo: "Cost") -> Rollouts:
+    """Rollouts that with one epoch of MPO on their pairs take so many seconds, as those at hand tell."""
+    asked = made.enough_for(seconds, mpo.step)
+    return made if asked == made.asked else make_rollouts(start, seed, asked)
 
 
 def stages(start: Start, made: Rollouts) -> dict[str, Stage]:
@@ -272,10 +278,13 @@ def open_seed(start: Start, seed: int) -> Opened:
     Raises:
         InputError: the budget is not enough for the preferences and a few steps.
     """
-    shared = make_rollouts(start, seed, start.profile.build_preferences.max_queries)
-    costs = {name: Cost.seen(train(_PILOT, seed, start.model).meter) for name, train in stages(start, shared).items()}
+    trial = make_rollouts(start, seed, start.profile.build_preferences.max_queries)
+    costs = {name: Cost.seen(train(_PILOT, seed, start.model).meter) for name, train in stages(start, trial).items()}
+    # What MPO does first is the reference's pass over its pairs: it grows with them, as an epoch does.
+    costs["mpo"] = Cost(0.0, costs["mpo"].step + costs["mpo"].fixed / trial.epoch)
+    shared = more_rollouts(start, seed, trial, _SHARE * start.budget, costs["mpo"])
     if start.budget - shared.seconds < 2 * max(cost.fixed + _FIRST * cost.step for cost in costs.values()):
-        raise InputError(f"the preferences alone took {shared.seconds:.0f} of {start.budget:.0f} processor seconds")
+        raise InputError(f"{start.budget:.0f} processor seconds of an arm are too few: preferences, then a few steps")
     run = _train(start, seed, GSPO, shared, lambda name, spent: costs[name].steps(start.budget - spent))
     return Opened(start, seed, shared, costs, run)
 
@@ -284,7 +293,7 @@ def train_arm(opened: Opened, arm: str) -> Run:
     """An arm other than GSPO, in the seconds that GSPO took."""
     start, seed, budget, made = opened.start, opened.seed, opened.gspo.facts["seconds"], opened.shared
     if arm == MPO:
-        made = make_rollouts(start, seed, made.enough_for(budget, opened.costs["mpo"]))
+        made = more_rollouts(start, seed, made, budget, opened.costs["mpo"])
 
     def steps(name: str, spent: float) -> int:
         if name == "mpo":
@@ -382,7 +391,7 @@ def show(table: dict[str, Any]) -> None:
 
 
 def adapted(profile: Profile, quick: bool) -> Profile:
-    """More queries and several updates a rollout, as one has with more time than a demo; less if ``quick``."""
+    """Several updates a rollout, as one has with more time than a demo, and few queries at first."""
     asked = {"max_queries": QUICK_QUERIES, "rollouts": 4} if quick else {"max_queries": QUERIES}
     training, rollout = profile.gspo.training, profile.gspo.rollout
     prompts = QUICK_PROMPTS if quick else rollout.prompts
