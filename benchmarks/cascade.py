@@ -122,10 +122,9 @@ class Rollouts:
     epoch: int
     seconds: float
 
-    def enough_for(self, seconds: float, step: float) -> int:
-        """Questions of a source that are answered, and their pairs read once at ``step`` seconds an optimiser step, in
-        so many seconds."""
-        return max(1, round(seconds * self.asked / (self.seconds + self.epoch * step)))
+    def total(self, step: float) -> float:
+        """Seconds, with those of MPO that reads every pair once, at ``step`` seconds an optimiser step."""
+        return self.seconds + self.epoch * step
 
 
 @dataclass(frozen=True)
@@ -178,8 +177,19 @@ def make_rollouts(start: Start, seed: int, asked: int) -> Rollouts:
 
 def more_rollouts(start: Start, seed: int, made: Rollouts, seconds: float, mpo: "Cost") -> Rollouts:
     """Rollouts that with one epoch of MPO on their pairs take so many seconds, as those at hand tell."""
-    asked = made.enough_for(seconds, mpo.step)
+    asked = max(1, round(seconds * made.asked / made.total(mpo.step)))
     return made if asked == made.asked else make_rollouts(start, seed, asked)
+
+
+def most_rollouts(start: Start, seed: int, made: Rollouts, seconds: float, mpo: "Cost") -> Rollouts:
+    """As ``more_rollouts``, also where a source has fewer questions than would be asked: what further ones of the
+    others take is then seen between two sizes."""
+    more = more_rollouts(start, seed, made, seconds, mpo)
+    missing = seconds - more.total(mpo.step)
+    a_question = (more.total(mpo.step) - made.total(mpo.step)) / max(more.asked - made.asked, 1)
+    if missing < seconds / 20 or a_question <= 0:
+        return more
+    return make_rollouts(start, seed, more.asked + round(missing / a_question))
 
 
 def stages(start: Start, made: Rollouts) -> dict[str, Stage]:
@@ -293,7 +303,7 @@ def train_arm(opened: Opened, arm: str) -> Run:
     """An arm other than GSPO, in the seconds that GSPO took."""
     start, seed, budget, made = opened.start, opened.seed, opened.gspo.facts["seconds"], opened.shared
     if arm == MPO:
-        made = more_rollouts(start, seed, made, budget, opened.costs["mpo"])
+        made = most_rollouts(start, seed, made, budget, opened.costs["mpo"])
 
     def steps(name: str, spent: float) -> int:
         if name == "mpo":
