@@ -53,6 +53,8 @@ QUICK_PROMPTS = 8
 """Queries of an optimiser step of GSPO; the profile's own number otherwise."""
 _PILOT, _FIRST = 12, 4
 """Steps of the short run that tells what a stage costs, and where its first ones end: whole iterations of GSPO."""
+_TRIES = 2
+"""Of finding pairs that MPO reads in the seconds it has."""
 _THREADS = 1  # threads that wait for each other would spend processor seconds too
 _UPDATES = 4
 """Optimiser steps on a rollout: the later ones have ratios that can be clipped."""
@@ -183,13 +185,15 @@ def more_rollouts(start: Start, seed: int, made: Rollouts, seconds: float, mpo: 
 
 def most_rollouts(start: Start, seed: int, made: Rollouts, seconds: float, mpo: "Cost") -> Rollouts:
     """As ``more_rollouts``, also where a source has fewer questions than would be asked: what further ones of the
-    others take is then seen between two sizes."""
+    others take is then seen between the last two sizes. What is tried on the way is not charged."""
     more = more_rollouts(start, seed, made, seconds, mpo)
-    missing = seconds - more.total(mpo.step)
-    a_question = (more.total(mpo.step) - made.total(mpo.step)) / max(more.asked - made.asked, 1)
-    if missing < seconds / 20 or a_question <= 0:
-        return more
-    return make_rollouts(start, seed, more.asked + round(missing / a_question))
+    for _ in range(_TRIES):
+        missing = seconds - more.total(mpo.step)
+        a_question = (more.total(mpo.step) - made.total(mpo.step)) / max(more.asked - made.asked, 1)
+        if missing < seconds / 20 or a_question <= 0:
+            break
+        made, more = more, make_rollouts(start, seed, more.asked + round(missing / a_question))
+    return more
 
 
 def stages(start: Start, made: Rollouts) -> dict[str, Stage]:
