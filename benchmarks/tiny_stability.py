@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cascade import (
+from benchmarks.cascade_stages import (
     LINE,
     QUICK_QUERIES,
     QUICK_ROWS,

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import cascade, flash_retention, tiny_stability
+from benchmarks import cascade, cascade_stages, flash_retention, tiny_stability
 from benchmarks.harness import workers
 from components.collect.config import CollectConfig
 from model.data.errors import InputError
@@ -18,8 +18,8 @@ def rows_of(**families):
 
 def test_a_meter_counts_up_to_the_last_step(monkeypatch):
     clock = iter([10.0, 11.0, 15.0, 16.0, 17.0, 18.0])
-    monkeypatch.setattr(cascade, "processor_seconds", lambda: next(clock))
-    meter = cascade.Meter("gspo")
+    monkeypatch.setattr(cascade_stages, "processor_seconds", lambda: next(clock))
+    meter = cascade_stages.Meter("gspo")
     for step in range(5):
         meter.progress("gspo", step, 4)
         meter.progress("rollouts", step, 4)
@@ -30,7 +30,7 @@ def test_a_meter_counts_up_to_the_last_step(monkeypatch):
 def clock(monkeypatch):
     """Processor seconds that pass only when the test says so."""
     now = [0.0]
-    monkeypatch.setattr(cascade, "processor_seconds", lambda: now[0])
+    monkeypatch.setattr(cascade_stages, "processor_seconds", lambda: now[0])
     return now
 
 
@@ -41,7 +41,7 @@ def rollouts_of(folder, seconds):
     """Stands for ``make_rollouts``: so many seconds and 20 steps of pairs for 100 questions, and as many for others."""
 
     def make(_start, _seed, asked):
-        return cascade.Rollouts(folder, folder, asked, round(20 * asked / 100), seconds * asked / 100)
+        return cascade_stages.Rollouts(folder, folder, asked, round(20 * asked / 100), seconds * asked / 100)
 
     return make
 
@@ -53,7 +53,7 @@ def test_every_arm_spends_what_gspo_took_and_the_cascade_goes_on_from_mpo(clock,
         def kind(name):
             def train(steps, seed, init):
                 began_from.append((name, steps, init))
-                meter = cascade.Meter(name)
+                meter = cascade_stages.Meter(name)
                 clock[0] += made.epoch * (name == "mpo")  # the pass of the reference
                 for step in range(steps + 1):
                     # Answers grow, and with them what a step of GSPO costs.
@@ -61,7 +61,7 @@ def test_every_arm_spends_what_gspo_took_and_the_cascade_goes_on_from_mpo(clock,
                     meter.progress(name, step, steps)
                 clock[0] += 100  # held-out scoring
                 history = [{"step": step, "entropy": 1.0 - step / 100} for step in range(10)]
-                return cascade.Trained(tmp_path / name / "model", meter, history)
+                return cascade_stages.Trained(tmp_path / name / "model", meter, history)
 
             return train
 
@@ -71,7 +71,7 @@ def test_every_arm_spends_what_gspo_took_and_the_cascade_goes_on_from_mpo(clock,
     monkeypatch.setattr(cascade, "make_rollouts", rollouts_of(tmp_path, 60.0))
     monkeypatch.setattr(cascade, "score_rows", lambda model, _: np.full(2, len(model.parent.name)))
     model = tmp_path / "model"
-    starts = {seed: cascade.Start(model, tmp_path, PROFILE, tmp_path, 300.0) for seed in (5, 7)}
+    starts = {seed: cascade_stages.Start(model, tmp_path, PROFILE, tmp_path, 300.0) for seed in (5, 7)}
     with workers(1) as pool:
         arms = cascade.train_all(pool, starts)
     assert list(arms) == list(cascade.ARMS)
@@ -88,7 +88,7 @@ def test_every_arm_spends_what_gspo_took_and_the_cascade_goes_on_from_mpo(clock,
         assert alone["asked"] > 150
     openings, others = began_from[:8], began_from[8:]
     assert [steps for _, steps, _ in openings] == (
-        [cascade._PILOT] * 3 + [arms[cascade.GSPO][0].facts["gspo_steps"]]
+        [cascade_stages.PILOT] * 3 + [arms[cascade.GSPO][0].facts["gspo_steps"]]
     ) * 2
     assert [(name, init) for name, _, init in others] == [
         ("mpo", model),
@@ -103,10 +103,10 @@ def test_mpo_asks_more_where_a_source_has_no_more_questions(monkeypatch, tmp_pat
     def make(_start, _seed, asked):
         # A step has the pairs of ten questions of the large source, or of two of the small one, which has 100.
         epoch = asked // 10 + min(asked, 100) // 2
-        return cascade.Rollouts(tmp_path, tmp_path, asked, epoch, 0.1 * (asked + min(asked, 100)))
+        return cascade_stages.Rollouts(tmp_path, tmp_path, asked, epoch, 0.1 * (asked + min(asked, 100)))
 
     monkeypatch.setattr(cascade, "make_rollouts", make)
-    start, mpo = cascade.Start(tmp_path, tmp_path, PROFILE, tmp_path, 300.0), cascade.Cost(0.0, 1.5)
+    start, mpo = cascade_stages.Start(tmp_path, tmp_path, PROFILE, tmp_path, 300.0), cascade.Cost(0.0, 1.5)
     made = cascade.most_rollouts(start, 0, make(start, 0, 80), 300.0, mpo)
     assert made.total(1.5) == pytest.approx(300, rel=0.02), "the second try"
     assert cascade.more_rollouts(start, 0, make(start, 0, 80), 300.0, mpo).total(1.5) < 220, "one size tells too little"
@@ -114,16 +114,16 @@ def test_mpo_asks_more_where_a_source_has_no_more_questions(monkeypatch, tmp_pat
 
 def test_a_budget_without_room_for_a_few_steps_is_an_error(clock, monkeypatch, tmp_path):
     def train(steps, *_):
-        meter = cascade.Meter("stage")
+        meter = cascade_stages.Meter("stage")
         for step in range(steps):
             clock[0] += 1
             meter.progress("stage", step + 1, steps)
-        return cascade.Trained(tmp_path, meter, [])
+        return cascade_stages.Trained(tmp_path, meter, [])
 
     monkeypatch.setattr(cascade, "stages", lambda *_: dict.fromkeys(("sft", "mpo", "gspo"), train))
     monkeypatch.setattr(cascade, "make_rollouts", rollouts_of(tmp_path, 39.0))
     with pytest.raises(InputError, match="8 processor seconds of an arm are too few"):
-        cascade.open_seed(cascade.Start(tmp_path, tmp_path, PROFILE, tmp_path, 8.0), 0)
+        cascade.open_seed(cascade_stages.Start(tmp_path, tmp_path, PROFILE, tmp_path, 8.0), 0)
 
 
 def test_every_seed_of_the_stability_starts_from_the_same_model(monkeypatch, tmp_path):
@@ -135,7 +135,9 @@ def test_every_seed_of_the_stability_starts_from_the_same_model(monkeypatch, tmp
         def kind(name):
             def train(steps, seed, init):
                 began_from.append((name, steps, seed, made.asked, init.name))
-                return cascade.Trained(tmp_path / f"{name}-{seed}", cascade.Meter(name), [{"entropy": 0.5}])
+                return cascade_stages.Trained(
+                    tmp_path / f"{name}-{seed}", cascade_stages.Meter(name), [{"entropy": 0.5}]
+                )
 
             return train
 
@@ -171,7 +173,9 @@ def test_arms_are_compared_on_the_same_rows_with_seeds_averaged():
     start = np.tile(np.r_[np.ones(15), np.zeros(25)], (2, 1))
     better = start.copy()
     better[0, 30:] = 1.0  # one of two seeds learns to add
-    table = cascade.tables({cascade.START: start, cascade.CONTROL: start, cascade.CASCADE: better}, rows)
+    table = cascade_stages.tables(
+        {cascade_stages.START: start, cascade_stages.CONTROL: start, cascade.CASCADE: better}, rows
+    )
     entry = table[cascade.CASCADE]
     assert entry["families"] == {"read": 0.5, "sum": 0.5}
     assert entry["by_seed"] == [0.625, 0.375]
