@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -125,13 +125,19 @@ def fresh_process(benchmark: str, side: str, job: Mapping[str, Any]) -> dict[str
     return json.loads(done.stdout.splitlines()[-1])
 
 
+class _Here(Executor):
+    """Runs a job when it is submitted, in the thread that submits it: Ctrl-C ends it at once."""
+
+    def submit(self, job: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(job(*args, **kwargs))
+        return done
+
+
 @contextmanager
 def workers(processes: int) -> Iterator[Executor]:
-    """So many new processes to run jobs in, a thread of this one when it is one; after an error no other job starts."""
-    if processes == 1:
-        pool: Executor = ThreadPoolExecutor(1)
-    else:
-        pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    """So many new processes to run jobs in, this one itself when it is one; after an error no other job starts."""
+    pool = _Here() if processes == 1 else ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
     try:
         yield pool
     finally:
