@@ -234,6 +234,7 @@ def measure(quick: bool, line: Path = LINE, seconds: float | None = None, proces
     show(table)
     rates = {name: getattr(profile, name).training.learning_rate for name in ("mpo", "gspo")} | {"sft": CONTROL_RATE}
     details = {"rows": len(rows), "seeds": list(seeds), "processor_seconds": budget, "further_steps": steps}
+    details |= {"generation_length": profile.mpo.objective.generation_length}
     details |= {"rates": rates, "arms": table, "spent": {arm: [run.facts for run in runs[arm]] for arm in runs}}
     ours, peer = table[CASCADE]["by_seed"], table[CONTROL]["by_seed"]
     ratio = table[CASCADE]["overall"] / max(table[CONTROL]["overall"], 1e-9)

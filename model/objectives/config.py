@@ -19,6 +19,10 @@ class MpoObjective(Section):
     """Of the BCO loss: each answer good or bad by itself, against a running mean of rewards."""
     generation_weight: float = Field(1.0, ge=0)
     """Of the negative log-likelihood of the chosen answer, per token."""
+    generation_length: float | None = Field(None, gt=0)
+    """Tokens that this likelihood is divided by; None for the answer's own number (MPO, equation 8). By its own, what
+    decides between a short answer and a long one, its first token, weighs more in the short one, and answers shorten;
+    by one constant it weighs the same in both (as Dr. GRPO, arXiv 2503.20783, has it for policies)."""
     beta: float = Field(0.1, gt=0)
     """Scale of log(pi / pi_reference) in preference and quality."""
 

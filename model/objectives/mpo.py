@@ -7,7 +7,7 @@ h(y) = log pi(y | x) - log pi_0(y | x) of an answer, summed over its tokens:
     L_p = -log sigmoid(beta h(y_c) - beta h(y_r))                           (4), of DPO
     L_q = -log sigmoid(beta h(y_c) - delta)
           -log sigmoid(-(beta h(y_r) - delta))                              (5 to 7), of BCO
-    L_g = -log pi(y_c | x) / |y_c|                                          (8)
+    L_g = -log pi(y_c | x) / |y_c|                                          (8), or over a constant
 
 delta is the mean of the rewards beta h of all answers of the optimiser steps before (``RunningMean``).
 docs/objectives.md says where public code differs.
@@ -88,9 +88,14 @@ def quality_losses(chosen_reward_P: Tensor, rejected_reward_P: Tensor, delta: fl
     return -F.logsigmoid(chosen_reward_P - delta) - F.logsigmoid(delta - rejected_reward_P)
 
 
-def generation_losses(chosen_P: Tensor, chosen_lengths: Sequence[int]) -> Tensor:
-    """L_g of every pair [P]: the chosen answer's negative log-likelihood per token (MPO, equation 8); 0 of no token."""
-    return -chosen_P / chosen_P.new_tensor([max(1, length) for length in chosen_lengths])
+def generation_losses(chosen_P: Tensor, chosen_lengths: Sequence[int], length: float | None = None) -> Tensor:
+    """L_g of every pair [P]: the chosen answer's negative log-likelihood per token (MPO, equation 8); 0 of no token.
+
+    Divided by ``length`` where it is given, whatever the answers' own numbers of tokens.
+    """
+    if length is not None:
+        return -chosen_P / length
+    return -chosen_P / chosen_P.new_tensor([max(1, tokens) for tokens in chosen_lengths])
 
 
 def mpo_loss(
@@ -126,7 +131,7 @@ def mpo_loss(
     terms = {
         "preference": preference_losses(chosen_reward, rejected_reward).sum(),
         "quality": quality_losses(chosen_reward, rejected_reward, delta).sum(),
-        "generation": generation_losses(policy.chosen, chosen_lengths).sum(),
+        "generation": generation_losses(policy.chosen, chosen_lengths, objective.generation_length).sum(),
     }
     loss = (
         objective.preference_weight * terms["preference"]

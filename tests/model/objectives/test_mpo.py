@@ -114,6 +114,35 @@ def test_the_generation_term_is_that_of_trl_where_answers_are_equally_long(model
         assert (found.loss.item() == pytest.approx(expected.item(), rel=1e-4)) == equal
 
 
+def test_over_the_mean_length_the_generation_term_is_that_of_trl(models):
+    """With its gradients: TRL's mean over the tokens of a batch is the sum over answers by their mean length."""
+    policy, reference = models
+    fixed = pairs_of(reference)
+    expected, _ = dpo_loss(policy, PROMPTS, CHOSEN, REJECTED, fixed, ["sigmoid", "sft"], [0.8, 1.0], 0.1)
+    length = np.mean([len(answer) for answer in CHOSEN])
+    found = our_loss(pairs_of(policy), fixed, objective=MpoObjective(quality_weight=0.0, generation_length=length))
+    torch.testing.assert_close(found.loss, expected)
+    parameters = list(policy.parameters())
+    gradients = torch.autograd.grad(found.loss, parameters), torch.autograd.grad(expected, parameters)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_by_their_own_lengths_the_generation_term_makes_short_answers_likelier_and_by_a_constant_neither():
+    """One short and one long answer are chosen equally often, and the first token decides: the choice's gradient."""
+
+    def pull(length):
+        choice = torch.zeros((), requires_grad=True)
+        log_p = torch.stack([nn.functional.logsigmoid(choice), nn.functional.logsigmoid(-choice)])
+        zero = torch.zeros(2)
+        objective = MpoObjective(preference_weight=0, quality_weight=0, generation_length=length)
+        loss = mpo_loss(PairLogProbabilities(log_p, zero), PairLogProbabilities(zero, zero), [2, 16], objective, 0.0, 2)
+        return torch.autograd.grad(loss.loss, choice)[0].item()
+
+    assert pull(None) == pytest.approx(-(1 / 2 - 1 / 16) / 4)
+    assert pull(9.0) == 0
+
+
 @settings(deadline=None, max_examples=50)
 @given(floats, floats, st.floats(-3, 3))
 def test_quality_is_the_published_formula_with_its_shift(chosen, rejected, delta):
