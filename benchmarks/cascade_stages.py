@@ -186,8 +186,8 @@ def ends(history: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     return found
 
 
-def score_rows(model: Path, rows: Sequence[Row]) -> np.ndarray:
-    """Scores [N] of greedy answers, thoughts and all."""
+def greedy_answers(model: Path, rows: Sequence[Row]) -> list[str]:
+    """What the model answers, thoughts and all."""
     import torch
 
     from model.families.generation import answer_rows
@@ -196,8 +196,17 @@ def score_rows(model: Path, rows: Sequence[Row]) -> np.ndarray:
     torch.set_num_threads(_THREADS)
     network, processor = load_network(model), load_processor(model)
     network.eval()
-    answers = answer_rows(network, processor, rows, max_new_tokens=64)
+    return answer_rows(network, processor, rows, max_new_tokens=64)
+
+
+def scores_of(rows: Sequence[Row], answers: Sequence[str]) -> np.ndarray:
+    """Scores [N] of one answer to each row."""
     return np.array([score_row(row, answer).value for row, answer in zip(rows, answers, strict=True)])
+
+
+def score_rows(model: Path, rows: Sequence[Row]) -> np.ndarray:
+    """Scores [N] of greedy answers."""
+    return scores_of(rows, greedy_answers(model, rows))
 
 
 def heldout_rows(heldout: Path, without: Sequence[str], most: int) -> list[Row]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cascade, flash_retention, tiny_stability
+from benchmarks import cascade, flash_retention, mpo_length, tiny_stability
 from benchmarks.harness import report
 
 pytestmark = pytest.mark.soak
@@ -38,6 +38,12 @@ def test_the_cascade_of_the_demo_is_stable_over_three_seeds(line):
     assert details["seeds"] == [0, 1, 2]
     for stage, entry in details["stages"].items():
         assert entry["over_start"]["high"] >= 0, f"{stage}, the model is worse than before"
+
+
+def test_a_constant_length_keeps_what_the_answers_own_lengths_lose(line):
+    details = stored(mpo_length.measure(False, line))
+    assert details["arms"][mpo_length.CONSTANT]["over_start"]["high"] >= 0
+    assert details["over_own"]["low"] > 0
 
 
 def test_routing_keeps_more_than_random_tiles_and_than_everything_compressed(line):
