@@ -1,7 +1,7 @@
 """What came out of the answers: counts, histograms, and pairs to look at."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from components.build_preferences.pairing import Pair
@@ -10,7 +10,37 @@ from components.rollout_page import Example, Histogram, Page, accuracy_bins, dou
 from components.rollouts import UNJUDGED, QueryRollouts
 
 _PER_FAMILY, _EXAMPLES = 3, 36
-_COLUMNS = ("queries", "accuracy", "right", "wrong", "malformed", "failed", "cut", "mean tokens", "pairs")
+_COLUMNS = (
+    "queries",
+    "accuracy",
+    "right",
+    "wrong",
+    "malformed",
+    "failed",
+    "cut",
+    "mean tokens",
+    "pairs",
+    "chosen tokens",
+    "rejected tokens",
+)
+
+
+@dataclass
+class _Mean:
+    total: int = 0
+    count: int = 0
+
+    def add(self, tokens: int) -> None:
+        self.total += tokens
+        self.count += 1
+
+    @property
+    def value(self) -> float:
+        return self.total / max(1, self.count)
+
+    @property
+    def cell(self) -> str:
+        return f"{self.value:.1f}" if self.count else "-"
 
 
 @dataclass
@@ -20,6 +50,8 @@ class _Family:
     cut: int = 0
     tokens: int = 0
     pairs: int = 0
+    chosen: _Mean = field(default_factory=_Mean)
+    rejected: _Mean = field(default_factory=_Mean)
 
     def cells(self) -> list[str]:
         """In the order of the columns."""
@@ -33,6 +65,8 @@ class _Family:
             *(f"{count:,}" for count in (*counts, self.cut)),
             f"{mean:.1f}",
             f"{self.pairs:,}",
+            self.chosen.cell,
+            self.rejected.cell,
         ]
 
 
@@ -76,6 +110,11 @@ class Statistics:
             self.lengths.append(answer.tokens)
             if answer.failure:
                 self.failures[answer.failure] += 1
+        tokens = {answer.text: answer.tokens for answer in sampled.answers}
+        for pair in pairs:
+            if pair.kind != "dropout":  # there nobody sampled the chosen answer, nor all of the rejected one
+                family.chosen.add(tokens[pair.chosen])
+                family.rejected.add(tokens[pair.rejected])
         query = QueryRollouts(sampled.row["id"], sampled.row["task"], tuple(sampled.answers))
         if query.accuracy is not None:
             self.accuracies.append(query.accuracy)
@@ -96,8 +135,17 @@ class Statistics:
         """Answers with this outcome."""
         return sum(family.outcomes[name] for family in self.families.values())
 
+    @staticmethod
+    def _mean_tokens(means: Iterable[_Mean]) -> float:
+        found = list(means)
+        return _Mean(sum(mean.total for mean in found), sum(mean.count for mean in found)).value
+
     def numbers(self) -> dict[str, float]:
-        """For the step's result."""
+        """For the step's result.
+
+        ``chosen_tokens`` and ``rejected_tokens`` are means over the pairs of two sampled answers: the first is what
+        ``mpo.objective.generation_length`` may be set to.
+        """
         numbers = {
             "queries": len(self.of_query),
             "queries_with_pairs": sum(count > 0 for count in self.of_query),
@@ -106,6 +154,8 @@ class Statistics:
             "answer_tokens": sum(self.lengths),
             "answers_cut": sum(family.cut for family in self.families.values()),
             "pairs": self.pairs,
+            "chosen_tokens": self._mean_tokens(family.chosen for family in self.families.values()),
+            "rejected_tokens": self._mean_tokens(family.rejected for family in self.families.values()),
         }
         for name in ("right", "wrong", "malformed", "failed", "continued"):
             numbers[f"answers_{name}"] = self.outcome(name)

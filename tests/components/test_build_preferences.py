@@ -99,6 +99,14 @@ def test_rollouts_hold_every_answer_and_the_accuracy_of_every_query(built, world
     assert numbers["answers_continued"] == 14
 
 
+def test_the_lengths_of_chosen_and_rejected_answers_are_means_over_pairs_of_sampled_ones(built):
+    answers = {query.id: {a.text: a.tokens for a in query.answers} for query in read_rollouts(built[1])}
+    pairs = [pair for pair in open_dataset(built[0]).rows() if pair["task"] != "caption"]
+    for side in ("chosen", "rejected"):
+        tokens = [answers[pair["id"].rpartition("/pair-")[0]][pair[side]] for pair in pairs]
+        assert built[2].numbers[f"{side}_tokens"] == pytest.approx(sum(tokens) / len(pairs))
+
+
 def test_the_report_shows_histograms_families_and_examples_with_their_images(built):
     page = (built[1] / "report.html").read_text()
     for text in ("Accuracy of a query", "Pairs of a query", "Length of an answer", "caption", "rejected"):
