@@ -13,11 +13,10 @@ import numpy as np
 
 from components.build_preferences.config import BuildPreferencesConfig
 from components.rollouts import Answer, Outcome
-from model.data.schema import PLACEHOLDERS, RESERVED
+from model.data.schema import NOT_IN_ANSWERS, reserved_word
 from scoring.answer_format import final_answer
 
 Kind = Literal["correctness", "format", "dropout"]
-_WORDS = (*RESERVED, *PLACEHOLDERS.values())
 
 
 class Pair(NamedTuple):
@@ -30,7 +29,7 @@ class Pair(NamedTuple):
 
 def usable(text: str) -> bool:
     """Whether an answer can be trained on: not empty, no word of a chat template, no broken character."""
-    return bool(text.strip()) and "\ufffd" not in text and not any(word in text for word in _WORDS)
+    return bool(text.strip()) and "\ufffd" not in text and reserved_word(text, NOT_IN_ANSWERS) is None
 
 
 def entailed(right: str, wrong: str) -> bool:

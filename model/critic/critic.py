@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model.critic.solutions import RIGHT, WRONG, critic_messages, question_of, split_steps
 from model.data.errors import InputError
-from model.data.schema import PLACEHOLDERS, RESERVED, Row
+from model.data.schema import NOT_IN_ANSWERS, Row, reserved_word
 from model.families.interface import Inputs, Network, Processor, Sample
 from model.families.opening import load_network, load_processor
 from model.training.batches import pad
@@ -78,7 +78,7 @@ class Critic:
         question, steps = question_of(row), split_steps(solution)
         if not steps:
             return "it is empty"
-        if held := next((word for word in (*RESERVED, *PLACEHOLDERS.values()) if word in solution), None):
+        if held := reserved_word(solution, NOT_IN_ANSWERS):
             return f"it holds {held}"
         sample = self.processor.sample({**row, "messages": critic_messages(question, steps, [RIGHT] * len(steps))})
         context = self.network.config.text_config.max_position_embeddings

@@ -24,6 +24,13 @@ _HARMONY = (HARMONY_START, HARMONY_CHANNEL, HARMONY_MESSAGE, HARMONY_END, HARMON
 _QWEN = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 # What the chat templates write around turns and images: a text that holds one would forge a turn or an image.
 RESERVED = (IMG_START, IMG_END, IMG_CONTEXT, TURN_START, TURN_END, *_HARMONY, *_QWEN)
+# What an answer cannot hold either: there nothing would stand for a medium.
+NOT_IN_ANSWERS = (*RESERVED, *PLACEHOLDERS.values())
+
+
+def reserved_word(text: str, words: Sequence[str] = RESERVED) -> str | None:
+    """The first of the words that a text holds; None where it holds none."""
+    return next((word for word in words if word in text), None)
 
 
 class Media(TypedDict):
@@ -198,7 +205,7 @@ def _check_messages(row: Mapping[str, Any]) -> str | None:
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
             return "a message has no text content"
-        if found := next((word for word in RESERVED if word in message["content"]), None):
+        if found := reserved_word(message["content"]):
             return f"a message holds the reserved word {found}"
     roles = [message.get("role") for message in messages]
     turns = roles[1:] if roles[0] == "system" else roles

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from model.data.chat import Segment, render_chat
 from model.data.errors import InputError
-from model.data.schema import PLACEHOLDERS, TURN_END, TURN_START
+from model.data.schema import PLACEHOLDERS, TURN_END, TURN_START, reserved_word
 from model.families.qwen_images import Grid
 
 VISION_START, VISION_END, VISION_PAD = "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"
@@ -55,7 +55,7 @@ def render_qwen(
         InputError: a message holds a reserved word.
     """
     for message in messages:
-        if found := next((word for word in RESERVED if word in message["content"]), None):
+        if found := reserved_word(message["content"], RESERVED):
             raise InputError(f"a message holds the reserved word {found}")
     return render_chat(messages, system_prompt, generate=generate)
 

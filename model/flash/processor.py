@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from model.data.chat import Segment, Template, detect_template, end_of_turn, render_chat
 from model.data.errors import InputError
-from model.data.schema import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START, RESERVED, Row
+from model.data.schema import IMAGE_PLACEHOLDER, IMG_CONTEXT, IMG_END, IMG_START, Row, reserved_word
 from model.families.interface import Sample, Size
 from model.flash.compression import compress_sample
 from model.flash.frames import decode_media, expand_videos, media_sizes
@@ -70,7 +70,7 @@ class FlashProcessor:
             InputError: a message holds a word that would forge a turn or an image.
         """
         for message in messages:
-            if found := next((word for word in RESERVED if word in message["content"]), None):
+            if found := reserved_word(message["content"]):
                 raise InputError(f"a message holds the reserved word {found}")
         return render_chat(messages, self.system_prompt, generate=generate, template=self.template)
 

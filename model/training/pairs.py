@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 
 from model.data.errors import InputError
-from model.data.schema import PLACEHOLDERS, RESERVED, Row
+from model.data.schema import NOT_IN_ANSWERS, Row, reserved_word
 from model.families.interface import Processor
 from model.training.config import TrainingConfig
 from model.training.reader import Reading, row_order
@@ -19,7 +19,6 @@ from model.training.trees import Tree, TreeBatch, tree_batch
 
 T = TypeVar("T")
 U = TypeVar("U")
-_WORDS = (*RESERVED, *PLACEHOLDERS.values())
 
 
 class Reference(NamedTuple):
@@ -56,7 +55,7 @@ def check_pairs(rows: Sequence[Row]) -> None:
         for name, answer in (("chosen", chosen), ("rejected", rejected)):
             if not isinstance(answer, str) or not answer.strip():
                 raise InputError(f"row {row['id']}: {name} is {'missing' if answer is None else 'empty'}")
-            if word := next((word for word in _WORDS if word in answer), None):
+            if word := reserved_word(answer, NOT_IN_ANSWERS):
                 raise InputError(f"row {row['id']}: {name} holds the reserved word {word}")
         if chosen == rejected:
             raise InputError(f"row {row['id']}: chosen and rejected are the same answer")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.data.errors import InputError
-from model.data.schema import RESERVED, Row
+from model.data.schema import Row, reserved_word
 from model.families.decoding import DecodingBatch, Prompt, check_context, continue_prompts
 from model.families.interface import Network, Processor, Sample
 from model.training.attention import NAME as PACKED
@@ -189,7 +189,7 @@ def prefix_ids(processor: Processor, query: Query) -> list[int]:
     Raises:
         InputError: it holds a word that the tokenizer would read as a control token.
     """
-    if found := next((word for word in RESERVED if word in query.prefix), None):
+    if found := reserved_word(query.prefix):
         raise InputError(f"row {query.row['id']}: the beginning of an answer holds the reserved word {found}")
     return processor.tokenizer.encode(query.prefix, add_special_tokens=False).ids
 

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from model.data.schema import PLACEHOLDERS, RESERVED
+from model.data.schema import NOT_IN_ANSWERS
 
 _CONTROL = re.compile(r"<\|.*\|>")
 _GROUNDING = {
@@ -72,12 +72,15 @@ def sampleable_ids(tokenizer: Tokenizer, end_of_turn: int, vocabulary: int) -> l
         vocabulary: rows of the head.
     """
     added = tokenizer.get_added_tokens_decoder()
-    control = {*RESERVED, *PLACEHOLDERS.values()}
     known = {
         index
         for token, index in tokenizer.get_vocab(with_added_tokens=True).items()
         if token in _GROUNDING
-        or (token not in control and not _CONTROL.fullmatch(token) and not (index in added and added[index].special))
+        or (
+            token not in NOT_IN_ANSWERS
+            and not _CONTROL.fullmatch(token)
+            and not (index in added and added[index].special)
+        )
     }
     return sorted(index for index in known | {end_of_turn} if index < vocabulary)
 
