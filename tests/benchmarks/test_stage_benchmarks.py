@@ -99,6 +99,30 @@ def test_every_arm_spends_what_gspo_took_and_the_cascade_goes_on_from_mpo(clock,
     assert arms[cascade.CASCADE][1].scores.tolist() == [4, 4], "of its last model"
 
 
+def test_a_control_whose_pilot_was_slow_is_planned_again_from_its_own_steps(clock, monkeypatch, tmp_path):
+    asked = []
+
+    def train(steps, seed, init):
+        asked.append(steps)
+        meter = cascade_stages.Meter("sft")
+        for step in range(steps + 1):
+            clock[0] += 2.0 * (step > 0)
+            meter.progress("sft", step, steps)
+        return cascade_stages.Trained(tmp_path / "model", meter, [])
+
+    monkeypatch.setattr(cascade, "stages", lambda *_: {"sft": train})
+    monkeypatch.setattr(cascade, "score_rows", lambda *_: np.zeros(2))
+    start = cascade_stages.Start(tmp_path, tmp_path, PROFILE, tmp_path, 300.0)
+    made = cascade_stages.Rollouts(tmp_path, tmp_path, 100, 20, 60.0)
+    for seen, tries in ((2.0, [150]), (2.05, [146]), (3.0, [100, 150])):
+        gspo = cascade.Run(tmp_path, {"seconds": 300.0}, cascade_stages.Meter("gspo"), np.zeros(2))
+        opened = cascade.Opened(start, 0, made, {"sft": cascade.Cost(0.0, seen)}, gspo)
+        asked.clear()
+        run = cascade.train_arm(opened, cascade.CONTROL)
+        assert asked == tries
+        assert run.facts["seconds"] == 2.0 * tries[-1]
+
+
 def test_mpo_asks_more_where_a_source_has_no_more_questions(monkeypatch, tmp_path):
     def make(_start, _seed, asked):
         # A step has the pairs of ten questions of the large source, or of two of the small one, which has 100.
