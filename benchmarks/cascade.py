@@ -37,6 +37,7 @@ from benchmarks.cascade_stages import (
     Start,
     ends,
     heldout_rows,
+    interval,
     make_rollouts,
     score_rows,
     show,
@@ -243,6 +244,7 @@ def measure(quick: bool, line: Path = LINE, seconds: float | None = None, proces
     details = {"rows": len(rows), "seeds": list(seeds), "processor_seconds": budget, "further_steps": steps}
     details |= {"generation_length": profile.mpo.objective.generation_length}
     details |= {"rates": rates, "arms": table, "spent": {arm: [run.facts for run in runs[arm]] for arm in runs}}
+    details |= {"cascade_over": {arm: interval(scores[CASCADE], scores[arm]) for arm in (MPO, GSPO)}}
     ours, peer = table[CASCADE]["by_seed"], table[CONTROL]["by_seed"]
     ratio = table[CASCADE]["overall"] / max(table[CONTROL]["overall"], 1e-9)
     return result("cascade", "mean held-out score", ours, peer, ratio=ratio, aim=AIM, details=details)
