@@ -61,16 +61,13 @@ QUERIES = 400
 _SHARE = 0.4
 """Of the cascade's budget, for the rollouts that choose GSPO's queries and MPO on their pairs."""
 QUICK_PROMPTS = 8
-"""Queries of an optimiser step of GSPO; the profile's own number otherwise."""
+"""Queries of an optimiser step of GSPO, and a quarter of those of a rollout."""
 _FIRST = 4
 """Where the first steps of a pilot end: whole iterations of GSPO, as the pilot is."""
 _TRIES = 2
 """Of finding pairs that MPO reads in the seconds it has."""
 _NEAR = 0.05
 """Of its seconds the control may be away from them before it is planned anew."""
-_UPDATES = 4
-"""Optimiser steps on a rollout: the later ones have ratios that can be clipped."""
-_GSPO_RATE = 3e-5  # where ratios are clipped it holds; where none can be, as in the demo, it costs points
 
 
 def more_rollouts(start: Start, seed: int, made: Rollouts, seconds: float, mpo: "Cost") -> Rollouts:
@@ -206,13 +203,14 @@ def train_all(pool: Executor, starts: dict[int, Start]) -> dict[str, list[Run]]:
 
 
 def adapted(profile: Profile, quick: bool) -> Profile:
-    """Several updates a rollout, as one has with more time than a demo, and few queries at first."""
-    asked = {"max_queries": QUICK_QUERIES, "rollouts": 4} if quick else {"max_queries": QUERIES}
+    """Few queries at first; with ``quick`` few in all."""
+    if not quick:
+        first = profile.build_preferences.model_copy(update={"max_queries": QUERIES})
+        return profile.model_copy(update={"build_preferences": first})
     training, rollout = profile.gspo.training, profile.gspo.rollout
-    prompts = QUICK_PROMPTS if quick else rollout.prompts
-    changes = {"batch_size": prompts * rollout.responses, "learning_rate": _GSPO_RATE}
-    training = training.model_copy(update=changes)
-    rollout = rollout.model_copy(update={"prompts": _UPDATES * prompts})
+    training = training.model_copy(update={"batch_size": QUICK_PROMPTS * rollout.responses})
+    rollout = rollout.model_copy(update={"prompts": 4 * QUICK_PROMPTS})
+    asked = {"max_queries": QUICK_QUERIES, "rollouts": 4}
     sections = {
         "build_preferences": profile.build_preferences.model_copy(update=asked),
         "gspo": profile.gspo.model_copy(update={"training": training, "rollout": rollout}),
