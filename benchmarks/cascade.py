@@ -45,7 +45,7 @@ from benchmarks.cascade_stages import (
     tables,
     unlike_pilot,
 )
-from benchmarks.harness import Result, processes_for, result, run, workers
+from benchmarks.harness import Result, need_line, processes_for, result, run, workers
 from model.data.errors import InputError
 from pipelines.profile import Profile, load_profile
 
@@ -170,8 +170,10 @@ def train_arm(opened: Opened, arm: str) -> Run:
     if arm != CONTROL or abs(run.facts["seconds"] / budget - 1) < _NEAR:
         return run
     # The pilot is short, and was wrong: the run itself tells better what a step costs. The first try is not charged.
-    better = Cost.seen(run.meter).steps(budget)
-    return _train(start, seed, arm, made, lambda *_: better)
+    tried = run.facts["sft_steps"]
+    better = Cost.seen(run.meter).steps(budget) if tried > _FIRST else tried
+    # As many steps again would find their state done.
+    return run if better == tried else _train(start, seed, arm, made, lambda *_: better)
 
 
 def _train(start: Start, seed: int, arm: str, made: Rollouts, steps: Callable[[str, float], int]) -> Run:
@@ -221,9 +223,7 @@ def adapted(profile: Profile, quick: bool) -> Profile:
 def measure(quick: bool, line: Path = LINE, seconds: float | None = None, processes: int = 1) -> Result:
     """Train and score every arm with three seeds (one when ``quick``), in ``seconds`` each where they are given, in so
     many processes."""
-    needed = (line / "sft" / "model", line / "curate" / "questions", line / "collect" / "heldout")
-    if not all(path.is_dir() for path in needed):
-        raise InputError(f"{line}: no finished line here; run make demo first")
+    need_line(line, "sft/model", "curate/questions", "collect/heldout")
     seeds, budget = (QUICK_SEEDS, QUICK_BUDGET) if quick else (SEEDS, BUDGET)
     budget = budget if seconds is None else seconds
     steps = tiny_further.QUICK_STEPS if quick else tiny_further.STEPS

@@ -149,6 +149,16 @@ def processes_for(options: argparse.Namespace) -> int:
     return 1 if options.quick else os.cpu_count() or 1
 
 
+def need_line(line: Path, *outputs: str) -> None:
+    """Check that the line has these outputs, as ``sft/model``.
+
+    Raises:
+        InputError: it has not.
+    """
+    if not all((line / output).is_dir() for output in outputs):
+        raise InputError(f"{line}: no finished line here; run make demo first")
+
+
 def compare_memory(peaks_mib: Mapping[str, list[float]]) -> dict[str, Any]:
     """Print the most memory of ``ours`` and ``peer``; medians and ratio (above 1: ours holds less), for ``details``."""
     memory = {side: median(peaks) for side, peaks in peaks_mib.items()}

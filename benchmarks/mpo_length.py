@@ -32,7 +32,7 @@ from benchmarks.cascade_stages import (
     stages,
     tables,
 )
-from benchmarks.harness import Result, processes_for, result, run, workers
+from benchmarks.harness import Result, need_line, processes_for, result, run, workers
 from model.data.errors import InputError
 from model.data.schema import Row
 from model.data.shards import open_dataset
@@ -116,19 +116,17 @@ def train(job: Job) -> Answered:
 
 def measure(quick: bool, line: Path = LINE, processes: int = 1) -> Result:
     """Train and score both forms with three seeds, in so many processes; ``quick``: a few steps with one seed."""
-    model, pairs = line / "sft" / "model", line / "build_preferences" / "pairs"
-    if not all(path.is_dir() for path in (model, pairs, line / "collect" / "heldout")):
-        raise InputError(f"{line}: no finished line here; run make demo first")
+    need_line(line, "sft/model", "build_preferences/pairs", "collect/heldout")
     profile, rows, seeds = profile_for(CONSTANT), rows_of(line, quick), QUICK_SEEDS if quick else SEEDS
     jobs = [Job(line, divided_by, seed, quick) for divided_by in (CONSTANT, OWN) for seed in seeds]
     with workers(processes) as pool:
-        asked = pool.submit(answer, model, rows, {})
+        asked = pool.submit(answer, line / "sft" / "model", rows, {})
         runs, before = list(pool.map(train, jobs)), asked.result()
     arms = {START: [before] * len(seeds), CONSTANT: runs[: len(seeds)], OWN: runs[len(seeds) :]}
     scores = {arm: np.stack([one.scores for one in found]) for arm, found in arms.items()}
     table = tables(scores, rows)
     show(table)
-    given = list(open_dataset(pairs).rows())
+    given = list(open_dataset(line / "build_preferences" / "pairs").rows())
     chosen = thinking(given, [row["chosen"] for row in given])
     details: dict[str, Any] = {"rows": len(rows), "seeds": list(seeds), "rate": profile.mpo.training.learning_rate}
     details |= {"generation_length": profile.mpo.objective.generation_length, "arms": table}

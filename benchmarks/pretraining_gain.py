@@ -8,9 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.harness import Result, result, run
+from benchmarks.harness import Result, need_line, result, run
 from components.context import StepContext
-from model.data.errors import InputError
 
 LINE = Path("out/line")
 AIM = 1.5
@@ -21,8 +20,7 @@ FAMILIES = frozenset({"read", "count", "maximum", "locate"})
 def measure(quick: bool) -> Result:
     """Fine-tune from both starts with three seeds (one when ``quick``) and compare the mean held-out scores."""
     init, rows, heldout = LINE / "pretrain" / "model", LINE / "curate" / "questions", LINE / "collect" / "heldout"
-    if not all(path.is_dir() for path in (init, rows, heldout)):
-        raise InputError(f"{LINE}: no finished line here; run make demo first")
+    need_line(LINE, "pretrain/model", "curate/questions", "collect/heldout")
     seeds = (42,) if quick else (42, 43, 44)
     ours = [heldout_mean("pretrained", seed, init, rows, heldout, quick) for seed in seeds]
     peer = [heldout_mean("random", seed, init, rows, heldout, quick) for seed in seeds]

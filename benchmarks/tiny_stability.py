@@ -31,8 +31,7 @@ from benchmarks.cascade_stages import (
     stages,
     tables,
 )
-from benchmarks.harness import Result, processes_for, result, run, workers
-from model.data.errors import InputError
+from benchmarks.harness import Result, need_line, processes_for, result, run, workers
 from model.data.schema import Row
 from pipelines.profile import Profile, load_profile
 
@@ -92,8 +91,7 @@ def measure(quick: bool, line: Path = LINE, processes: int = 1) -> Result:
     """Run the stages with three seeds, in so many processes; ``quick`` runs a few steps of each with one seed."""
     jobs = [Job(line, seed, quick) for seed in (QUICK_SEEDS if quick else SEEDS)]
     model = jobs[0].model
-    if not all(path.is_dir() for path in (model, line / "curate" / "questions", line / "collect" / "heldout")):
-        raise InputError(f"{line}: no finished line here; run make demo first")
+    need_line(line, "sft/model", "curate/questions", "collect/heldout")
     profile = load_profile("tiny")
     rows = jobs[0].rows(profile)
     with workers(processes) as pool:

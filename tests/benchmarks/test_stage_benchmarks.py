@@ -114,7 +114,7 @@ def test_a_control_whose_pilot_was_slow_is_planned_again_from_its_own_steps(cloc
     monkeypatch.setattr(cascade, "score_rows", lambda *_: np.zeros(2))
     start = cascade_stages.Start(tmp_path, tmp_path, PROFILE, tmp_path, 300.0)
     made = cascade_stages.Rollouts(tmp_path, tmp_path, 100, 20, 60.0)
-    for seen, tries in ((2.0, [150]), (2.05, [146]), (3.0, [100, 150])):
+    for seen, tries in ((2.0, [150]), (2.05, [146]), (3.0, [100, 150]), (120.0, [2])):
         gspo = cascade.Run(tmp_path, {"seconds": 300.0}, cascade_stages.Meter("gspo"), np.zeros(2))
         opened = cascade.Opened(start, 0, made, {"sft": cascade.Cost(0.0, seen)}, gspo)
         asked.clear()
