@@ -3,7 +3,7 @@
 The score of a step is the softmax over the logits of "+" and "-" where the critic's verdict stands, P(+); the score of
 a solution is the mean over its steps (VisualPRM, arXiv 2503.10291, section 3.3; "soft" in its released code). All
 steps of a solution are scored in one forward pass: "+" stands in for every verdict, and causal attention keeps what
-follows from a verdict's position (the released "soft_v2").
+follows from a verdict's position (the released "soft_v2"). Solutions to a question share one pass of the vision half.
 
 Shape suffixes: M steps of a batch, D hidden, V vocabulary.
 """
@@ -21,6 +21,7 @@ from model.data.errors import InputError
 from model.data.schema import NOT_IN_ANSWERS, Row, reserved_word
 from model.families.interface import Inputs, Network, Processor, Sample
 from model.families.opening import load_network, load_processor
+from model.flash.processor import FlashProcessor
 from model.training.batches import pad
 
 
@@ -67,8 +68,10 @@ class Critic:
         asked = [self._sample(row, solution) for solution in solutions]
         samples = [sample for sample in asked if not isinstance(sample, str)]
         found: list[SolutionScore] = []
-        for start in range(0, len(samples), self.batch_size):
-            found += self._batch(samples[start : start + self.batch_size])
+        if samples:
+            texts, rows = self._shown(samples)
+            for start in range(0, len(texts), self.batch_size):
+                found += self._batch(texts[start : start + self.batch_size], rows)
         scored = iter(found)
         return [SolutionScore(0.0, (), sample) if isinstance(sample, str) else next(scored) for sample in asked]
 
@@ -89,18 +92,24 @@ class Critic:
         ]
         return replace(sample, trained=first)
 
-    def _batch(self, samples: Sequence[Sample]) -> list[SolutionScore]:
-        # A network that routes has to see the tiles before the text is laid out: it shows them, and is shown the rows.
-        shown, rows = self.network.show(samples)
-        texts = [replace(sample, media={}, units=0) for sample in shown]
+    def _shown(self, samples: Sequence[Sample]) -> tuple[list[Sample], Tensor | None]:
+        """The samples without their media, and the visual rows of one of them: all ask about the same."""
+        (first,), rows = self.network.show(samples[:1])
+        if (compressed := first.media.get("compressed")) is not None:
+            assert isinstance(self.processor, FlashProcessor), "only a Flash model compresses"
+            samples = [self.processor.compress(sample, compressed.tolist()) for sample in samples]
+        return [replace(sample, media={}, units=0) for sample in samples], rows
+
+    def _batch(self, texts: Sequence[Sample], rows: Tensor | None) -> list[SolutionScore]:
         batch = pad(texts, "token", self.processor.eos_token_id).to(self.network.device)
         right, wrong = verdict_ids(self.processor.tokenizer)
         assert bool((batch.targets == right).all()), "a verdict does not stand where it should"
-        logits_MV = self.network.head(self._states(batch.inputs, rows))
+        repeated = None if rows is None else rows.repeat(len(texts), 1)
+        logits_MV = self.network.head(self._states(batch.inputs, repeated))
         right_M = logits_MV[:, [right, wrong]].float().softmax(-1)[:, 0].tolist()
         values, scores = iter(right_M), []
-        for sample in shown:
-            steps = tuple(next(values) for _ in range(sum(sample.trained)))
+        for text in texts:
+            steps = tuple(next(values) for _ in range(sum(text.trained)))
             scores.append(SolutionScore(sum(steps) / len(steps), steps))
         return scores
 

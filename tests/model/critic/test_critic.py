@@ -61,16 +61,20 @@ def test_a_qwen_is_a_critic_too(generation, tmp_path, rng):
 
 
 @torch.no_grad()
-def test_a_critic_that_routes_sees_every_tile_once(row, monkeypatch):
+@pytest.mark.parametrize("routes", [True, False])
+def test_a_critic_sees_every_tile_once_for_all_solutions(routes, monkeypatch):
     network, processor = random_flash_model(byte_tokenizer())
+    if not routes:
+        network.route_by(None)
     rng = np.random.default_rng(3)
-    blind, wide = question_row("r2", [], "3"), question_row("r3", [picture(rng, 2, 2), picture(rng)], "3")
+    narrow, blind = question_row("r1", [picture(rng, 2)], "3"), question_row("r2", [], "3")
+    wide = question_row("r3", [picture(rng, 2, 2), picture(rng)], "3")
     passed, tower = [], network.patches
     monkeypatch.setattr(network, "patches", lambda tiles: passed.append(len(tiles)) or tower(tiles))
-    for asked in (row, blind, wide):
+    for asked in (narrow, blind, wide):
         passed.clear()
-        scores = Critic(network, processor, 2).scores(asked, SOLUTIONS)
-        assert sum(passed) == len(SOLUTIONS) * processor.question(asked).units
+        scores = Critic(network, processor, 2).scores(asked, ["", *SOLUTIONS])[1:]
+        assert sum(passed) == processor.question(asked).units
         for score, solution in zip(scores, SOLUTIONS, strict=True):
             assert score.steps == pytest.approx(step_by_step(network, processor, asked, solution), abs=1e-5)
 
