@@ -14,14 +14,12 @@ Flash costs, where retention is what its routing costs.
 
 ``--quick`` routes with the model that ``make demo`` left in ``out/line``. Otherwise ``vico`` and ``route`` run with
 three seeds on a model that is fine-tuned further first (benchmarks/tiny_further.py), for more steps than a demo has
-time for, and read more of what is hard to answer from compressed tiles; ``training_seconds`` are processor seconds of
-one thread. ``ratio`` is what the router retains.
+time for (benchmarks/flash_training.py); ``training_seconds`` are processor seconds of one thread. ``ratio`` is what
+the router retains.
 """
 
 import math
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,16 +28,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from benchmarks import tiny_further
-from benchmarks.harness import Result, result, run
+from benchmarks import flash_training, tiny_further
+from benchmarks.harness import Result, processes_for, result, run, workers
 from components.collect.config import CollectConfig
 from components.collect.digits import digit_rows, train_counts
 from components.collect.embedded.rows import embedded_counts, embedded_rows
-from components.context import StepContext
 from components.scoring_table import by_family, score_row
 from model.data.errors import InputError
 from model.data.schema import Row
-from pipelines.profile import Profile, load_profile
+from pipelines.profile import load_profile
 
 if TYPE_CHECKING:
     from model.families.interface import Sample
@@ -56,14 +53,6 @@ CURVE = (0.9, 0.75, 0.6, 0.5, 0.4)
 SEEDS = (0, 1, 2)
 VALIDATION, ROWS, QUICK_ROWS = 2000, 10_000, 400
 """Rows for the threshold and for the scores, in the proportions of the questions that the profile draws."""
-STEPS = {"vico": 1400, "route": 200}
-RATES = {"learning_rate": 2e-4, "projector_learning_rate": 1e-4, "vision_learning_rate": 4e-4}
-"""Of ``vico``: with so many steps the language model has time to come back to what it was at full resolution."""
-REPEAT = {"locate": 2.0, "read_beside": 3.0, "read": 0.5, "maximum": 0.5, "count": 0.5}
-"""Places and images of two kinds of print take longer to learn than large digits."""
-XI = (0.25, 0.0625, 0.0625)
-TRANSCRIPTION_SHARE = 0.15
-_THREADS = 1  # a second one saves a third of the time, and a core can do something else
 RESAMPLES = 2000
 _BATCH = 64
 
@@ -241,7 +230,7 @@ def measure_model(
     from model.families.opening import load_network, load_processor
     from model.flash.network import FlashModel
 
-    torch.set_num_threads(_THREADS)
+    torch.set_num_threads(flash_training.THREADS)
     network, processor = load_network(model), load_processor(model)
     if not isinstance(network, FlashModel) or network.router is None:
         raise InputError(f"{model}: no router")
@@ -269,46 +258,6 @@ def measure_model(
     found[f"images of {side} pixels"] = (answers.resized(side), share, dict.fromkeys(families, round(share, 4)))
     found["before"] = (answers.in_full(load_network(start).eval()), 1.0, shares["full"])
     return found
-
-
-def start_of(line: Path) -> Path:
-    """The model that ``vico`` starts from in a line.
-
-    Raises:
-        InputError: there is none.
-    """
-    for name in ("gspo", "mpo", "sft"):
-        if (line / name / "model").is_dir():
-            return line / name / "model"
-    raise InputError(f"{line / 'sft' / 'model'}: no such model; run make demo first")
-
-
-def retrain(profile: Profile, line: Path, start: Path, work: Path, seed: int) -> Path:
-    """Run ``vico`` and ``route`` on the model at ``start``."""
-    from components.route.step import run as route
-    from components.vico.step import run as vico
-
-    taught, routed = work / "vico" / "model", work / "route" / "model"
-    data = {"rows": line / "curate" / "questions", "heldout": line / "collect" / "heldout"}
-    transcriptions = line / "curate" / "transcriptions"
-
-    def longer(name: str, **changes: Any) -> Any:
-        section = getattr(profile, name)
-        changes |= {"seed": seed, "steps": STEPS[name], "threads": _THREADS}
-        return section.model_copy(update={"training": section.training.model_copy(update=changes), "heldout_rows": 1})
-
-    mixture: dict[str, Any] = {"repeat": REPEAT, "transcription_share": TRANSCRIPTION_SHARE}
-    if profile.vico.warmup is not None:
-        mixture["warmup"] = profile.vico.warmup.model_copy(update={"seed": seed, "threads": _THREADS})
-    mixture["objective"] = profile.vico.objective.model_copy(update={"xi": XI})
-    context = StepContext(state_dir=work / "state" / "vico")
-    section = longer("vico", **RATES).model_copy(update=mixture)
-    vico(section, **data, transcriptions=transcriptions, init=start, model=taught, context=context)
-    context = StepContext(state_dir=work / "state" / "route")
-    changes = {"compared_rows": 0, "calibration": None, "compress_above": 0.5, "repeat": {}}
-    section = longer("route").model_copy(update=changes)
-    route(section, **data, init=taught, reference=start, model=routed, context=context)
-    return routed
 
 
 def summarise(found: Any, rows: Sequence[Row]) -> dict[str, Any]:
@@ -361,28 +310,46 @@ def aims(tables: Sequence[dict[str, Any]]) -> dict[str, bool]:
     }
 
 
-def measure(quick: bool, line: Path = LINE) -> Result:
-    """Measure the line's model, or with three seeds a model each (``quick`` is one)."""
+@dataclass(frozen=True)
+class Job:
+    """One seed's model: trained from ``start``, or that of the line when ``quick``."""
+
+    line: Path
+    start: Path
+    seed: int
+    quick: bool
+
+
+def measure_seed(job: Job) -> tuple[dict[str, Any], dict[str, int], int]:
+    """The table of one seed, how many rows it is of, and the processor seconds of its training."""
     profile = load_profile("tiny")
-    sizes = (QUICK_ROWS, QUICK_ROWS) if quick else (VALIDATION, ROWS)
+    sizes = (QUICK_ROWS, QUICK_ROWS) if job.quick else (VALIDATION, ROWS)
     validation, test = heldout_rows(profile.collect, profile.curate.pretrain_tasks, *sizes)
+    model, seconds = job.line / "route" / "model", 0.0
+    if not job.quick:
+        beside = job.line.parent / "retention"
+        model, seconds = flash_training.retrain(profile, job.line, job.start, beside, job.seed)
+    found = measure_model(model, job.start, validation, test, quick=job.quick, seed=job.seed)
+    return summarise(found, test), {"rows": len(test), "validation_rows": len(validation)}, round(seconds)
+
+
+def measure(quick: bool, line: Path = LINE, processes: int = 1) -> Result:
+    """Measure the line's model, or with three seeds a model each (``quick`` is one), in so many processes."""
     needed = line / ("route" if quick else "sft") / "model"
     if not needed.is_dir():
         raise InputError(f"{needed}: no such model; run make demo first")
-    start, tables, seconds = start_of(line), [], []
+    start = flash_training.start_of(line)
     if not quick:
-        start = tiny_further.fine_tune_further(line, profile, tiny_further.STEPS)
-    for seed in (0,) if quick else SEEDS:
-        with tempfile.TemporaryDirectory() as work:
-            begun = time.process_time()
-            model = needed if quick else retrain(profile, line, start, Path(work), seed)
-            seconds.append(round(time.process_time() - begun))
-            found = measure_model(model, start, validation, test, quick=quick, seed=seed)
-        tables.append(summarise(found, test))
-        show(tables[-1])
-    details = {"rows": len(test), "validation_rows": len(validation), "seeds": tables, "aims": aims(tables)}
+        start = tiny_further.fine_tune_further(line, load_profile("tiny"), tiny_further.STEPS)
+    with workers(processes) as pool:
+        found = list(pool.map(measure_seed, [Job(line, start, seed, quick) for seed in ((0,) if quick else SEEDS)]))
+    tables = [table for table, _, _ in found]
+    for table in tables:
+        show(table)
+    details = found[0][1] | {"seeds": tables, "aims": aims(tables)}
     if not quick:
-        details |= {"further_steps": tiny_further.STEPS, "steps": STEPS, "training_seconds": seconds}
+        details |= {"further_steps": tiny_further.STEPS, "training": flash_training.settings()}
+        details |= {"training_seconds": [seconds for *_, seconds in found]}
     for wanted, reached in details["aims"].items():
         print(f"{'reached' if reached else 'missed '}  {wanted}")
     ours = [table["router"]["score"] for table in tables]
@@ -392,8 +359,8 @@ def measure(quick: bool, line: Path = LINE) -> Result:
 
 
 def main() -> int:
-    """Run the benchmark."""
-    return run(__doc__, lambda options: measure(options.quick))
+    """Run the benchmark, a seed on each processor."""
+    return run(__doc__, lambda options: measure(options.quick, processes=processes_for(options)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import harness
-from benchmarks.flash_retention import start_of
+from benchmarks.flash_training import start_of
 from components.row_shares import mixed
 from components.vico.config import VicoConfig
 from model.data.errors import InputError

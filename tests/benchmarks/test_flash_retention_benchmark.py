@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import flash_retention
+from benchmarks import flash_retention, flash_training
 from components.route.config import RouteConfig
 from components.vico.config import VicoConfig
 from model.data.errors import InputError
@@ -51,12 +51,16 @@ def measured(line, asked, tmp_path_factory):
     sections = {"vico": VicoConfig(training=training), "route": RouteConfig(training=training, objective=objective)}
     profile = load_profile("tiny").model_copy(update=sections)
     work = tmp_path_factory.mktemp("work")
-    start = flash_retention.start_of(line)
+    start = flash_training.start_of(line)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(flash_retention, "STEPS", {"vico": 2, "route": 2})
-        patched.setattr(flash_retention, "REPEAT", {"read": 2.0})
-        patched.setattr(flash_retention, "TRANSCRIPTION_SHARE", 0.0)
-        model = flash_retention.retrain(profile, line, start, work, seed=3)
+        patched.setattr(flash_training, "PHASES", tuple(phase | {"steps": 2} for phase in flash_training.PHASES))
+        patched.setattr(flash_training, "ROUTE_STEPS", 2)
+        patched.setattr(flash_training, "REPEAT", {"read": 2.0})
+        patched.setattr(flash_training, "TRANSCRIPTION_SHARE", 0.0)
+        model, seconds = flash_training.retrain(profile, line, start, work, seed=3)
+        assert seconds > 0
+        again = flash_training.retrain(profile, line, start, work, seed=3)
+        assert again == (model, seconds), "what was trained is not trained again"
     return flash_retention.measure_model(model, start, asked[:6], asked[6:], quick=True, seed=0)
 
 
@@ -117,4 +121,4 @@ def test_an_aim_is_reached_only_when_every_seed_reaches_it():
 
 def test_a_line_without_a_model_is_said_in_one_line(tmp_path):
     with pytest.raises(InputError, match="no such model; run make demo first"):
-        flash_retention.start_of(tmp_path)
+        flash_training.start_of(tmp_path)
